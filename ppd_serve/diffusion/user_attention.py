@@ -1,0 +1,252 @@
+"""The adapter: a preference embedding beside the prompt in a frozen denoiser's cross-attentions.
+
+IP-Adapter's decoupled cross-attention (arXiv 2308.06721) with the preference embedding where the
+image embedding stood, and a weight per row and per user::
+
+    out = Attn(q, K_text, V_text) + Σ_i w_i · Attn(q, u_i·W'_k, u_i·W'_v)
+
+``W'`` has no bias and ``W'_v`` starts at zero, so a new adapter, a zero embedding and a zero weight
+all give the base model's output bit for bit (at equal batch composition).
+
+Shapes: B rows of the batch, U users of a row, R rows of an embedding, E its width, T user tokens
+(``tokens_per_row · R``), D the cross-attention width, Q query positions, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ppd_serve.errors import ReleaseError
+
+
+@dataclass
+class Condition:
+    """Who the rows of the forward now running are drawn for; ``tokens`` is None for nobody."""
+
+    tokens_BUTD: Tensor | None = None
+    weights_BU: Tensor | None = None
+
+
+class UserProjection(nn.Module):
+    """diffusers' ``ImageProjection`` with both biases held at zero, so that zero stays zero."""
+
+    def __init__(self, embedding_dim: int, token_dim: int, tokens_per_row: int) -> None:
+        super().__init__()
+        self.tokens_per_row = tokens_per_row
+        self.proj = nn.Linear(embedding_dim, tokens_per_row * token_dim)
+        self.norm = nn.LayerNorm(token_dim)
+        nn.init.normal_(self.proj.weight, std=embedding_dim**-0.5)
+        for bias in (self.proj.bias, self.norm.bias):
+            nn.init.zeros_(bias).requires_grad_(False)
+
+    def forward(self, embedding_BRE: Tensor) -> Tensor:
+        rows, dim = self.proj.in_features, self.norm.normalized_shape[0]
+        if embedding_BRE.ndim != 3 or embedding_BRE.shape[-1] != rows:
+            raise ValueError(f"embedding must be [batch, rows, {rows}]")
+        tokens = self.proj(embedding_BRE.to(self.proj.weight.dtype))
+        return self.norm(tokens.reshape(len(embedding_BRE), -1, dim))
+
+
+class UserAttention(nn.Module):
+    """The new key and value maps of one cross-attention. Both bias-free; values start at zero."""
+
+    def __init__(self, token_dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.to_k_ip = nn.Linear(token_dim, inner_dim, bias=False)
+        self.to_v_ip = nn.Linear(token_dim, inner_dim, bias=False)
+        nn.init.zeros_(self.to_v_ip.weight)
+
+    def forward(self, query_BHQd: Tensor, condition: Condition) -> Tensor:
+        """Weighted sum over a row's users of their separate attentions, ``[B, H, Q, head_dim]``.
+
+        Users are laid beside the heads, never beside the tokens or the rows: no softmax ever sees
+        two users, and no row another row's.
+        """
+        tokens_BUTD, weights_BU = condition.tokens_BUTD, condition.weights_BU
+        assert tokens_BUTD is not None and weights_BU is not None
+        B, H, Q, d = query_BHQd.shape
+        U, T = tokens_BUTD.shape[1:3]
+        if tokens_BUTD.shape[0] != B:
+            raise ValueError(f"user tokens for {tokens_BUTD.shape[0]} rows, forward has {B}")
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(B, U, T, H, d).transpose(2, 3).reshape(B, U * H, T, d)
+
+        key = heads(self.to_k_ip(tokens_BUTD)).to(query_BHQd.dtype)
+        value = heads(self.to_v_ip(tokens_BUTD)).to(query_BHQd.dtype)
+        out = F.scaled_dot_product_attention(query_BHQd.repeat(1, U, 1, 1), key, value)
+        return (out.view(B, U, H, Q, d) * weights_BU.to(out.dtype).view(B, U, 1, 1, 1)).sum(1)
+
+
+class UserAttnProcessor:
+    """diffusers' ``AttnProcessor2_0`` for plain cross-attention, plus the user's branch.
+
+    Not a module: the adapter owns the weights, so the denoiser's own state dict stays the base's.
+    """
+
+    def __init__(self, branch: UserAttention, condition: Condition) -> None:
+        self.branch = branch
+        self.condition = condition
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        B, Q, _ = hidden_states.shape
+        if attn.norm_cross:
+            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+        if attention_mask is not None:
+            length = encoder_hidden_states.shape[1]
+            attention_mask = attn.prepare_attention_mask(attention_mask, length, B)
+            attention_mask = attention_mask.view(B, attn.heads, -1, attention_mask.shape[-1])
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(B, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
+
+        query = heads(attn.to_q(hidden_states))
+        key = heads(attn.to_k(encoder_hidden_states))
+        value = heads(attn.to_v(encoder_hidden_states))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if self.condition.tokens_BUTD is not None:
+            out = out + self.branch(query, self.condition)
+
+        out = out.transpose(1, 2).reshape(B, Q, -1).to(query.dtype)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out / attn.rescale_output_factor
+
+
+class UserAdapter(nn.Module):
+    """Projection and user attentions for a list of a denoiser's cross-attentions.
+
+    It does not own the denoiser and does not appear in its state dict. One adapter drives one
+    denoiser from one thread at a time: the condition is the adapter's state.
+    """
+
+    def __init__(
+        self, attentions: Sequence[Attention], embedding_dim: int, tokens_per_row: int = 4
+    ) -> None:
+        super().__init__()
+        for attn in attentions:
+            if attn.group_norm is not None or attn.spatial_norm is not None:
+                raise ValueError("the user branch needs plain cross-attention, without norms")
+            if attn.norm_q is not None or attn.residual_connection or attn.added_kv_proj_dim:
+                raise ValueError("the user branch needs plain cross-attention, without extras")
+        widths = {attn.to_k.in_features for attn in attentions}
+        if len(widths) != 1:
+            raise ValueError(f"cross-attentions must share one width, found {sorted(widths)}")
+        self.token_dim = widths.pop()
+        self.embedding_dim = embedding_dim
+        self.projection = UserProjection(embedding_dim, self.token_dim, tokens_per_row)
+        self.branches = nn.ModuleList(
+            UserAttention(self.token_dim, attn.to_k.out_features) for attn in attentions
+        )
+        self._condition = Condition()
+        for attn, branch in zip(attentions, self.branches, strict=True):
+            assert isinstance(branch, UserAttention)
+            attn.set_processor(UserAttnProcessor(branch, self._condition))
+
+    @classmethod
+    def for_unet(
+        cls, unet: UNet2DConditionModel, embedding_dim: int, tokens_per_row: int = 4
+    ) -> UserAdapter:
+        """A new adapter on every cross-attention of a ``UNet2DConditionModel`` (SD 1.5, SDXL, …).
+
+        The order is that of ``unet.attn_processors``, which numbers the keys of the saved file.
+        """
+        adapter = cls(_cross_attentions(unet), embedding_dim, tokens_per_row)
+        return adapter.to(next(unet.parameters()).device)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], unet: UNet2DConditionModel) -> UserAdapter:
+        """An adapter saved by ``save``, on ``unet``, with the UNet's device and dtype.
+
+        Raises ReleaseError for a file that is no bias-free IP-Adapter of this UNet.
+        """
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ReleaseError(f"cannot read the adapter {Path(path).name}: {error}") from None
+        attentions = _cross_attentions(unet)
+        weight = state.get("image_proj.proj.weight")
+        if weight is None or weight.shape[0] % (width := attentions[0].to_k.in_features):
+            raise ReleaseError("the adapter's projection does not fit this backbone")
+        adapter = cls(attentions, weight.shape[1], weight.shape[0] // width)
+        own = adapter._file_tensors()
+        misfits = sorted(own.keys() ^ state.keys()) + [
+            key for key in own.keys() & state.keys() if own[key].shape != state[key].shape
+        ]
+        if misfits:
+            raise ReleaseError(f"the adapter is of another backbone: {', '.join(misfits[:3])} …")
+        if any(state[key].any() for key in state if key.endswith(".bias")):
+            raise ReleaseError("the adapter has biases: a zero embedding would move the picture")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+        parameter = next(unet.parameters())
+        return adapter.to(device=parameter.device, dtype=parameter.dtype)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write an IP-Adapter file (safetensors) that unmodified diffusers loads.
+
+        Keys are those ``diffusers.loaders.unet._convert_ip_adapter_attn_to_diffusers`` reads:
+        cross-attentions are numbered 1, 3, 5, … in the order of ``unet.attn_processors``.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: x.contiguous() for key, x in self._file_tensors().items()}, path)
+
+    def project(self, embedding_BRE: Tensor) -> Tensor:
+        """Embeddings ``[B, rows, dim]`` to user tokens ``[B, tokens_per_row·rows, token_dim]``."""
+        return self.projection(embedding_BRE)
+
+    @contextmanager
+    def condition(
+        self, tokens_BUTD: Tensor | None, weights_BU: Tensor | None = None
+    ) -> Iterator[None]:
+        """Forwards inside are drawn for these users; ``None`` is the plain base.
+
+        A row without a user has weight 0 (its tokens may be anything finite); weights default to 1.
+        With gradient checkpointing, call ``backward`` inside too: it runs the forward again.
+        """
+        if tokens_BUTD is not None and weights_BU is None:
+            weights_BU = tokens_BUTD.new_ones(tokens_BUTD.shape[:2])
+        now = self._condition
+        before = now.tokens_BUTD, now.weights_BU
+        now.tokens_BUTD, now.weights_BU = tokens_BUTD, weights_BU
+        try:
+            yield
+        finally:
+            now.tokens_BUTD, now.weights_BU = before
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Everything but the two biases that stay at zero."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def _file_tensors(self) -> dict[str, Tensor]:
+        projection = {f"image_proj.{k}": v for k, v in self.projection.state_dict().items()}
+        branches = {
+            f"ip_adapter.{2 * i + 1}.{k}": v
+            for i, branch in enumerate(self.branches)
+            for k, v in branch.state_dict().items()
+        }
+        return projection | branches
+
+
+def _cross_attentions(unet: UNet2DConditionModel) -> list[Attention]:
+    names = [n for n in unet.attn_processors if not n.endswith("attn1.processor")]
+    return [unet.get_submodule(name.removesuffix(".processor")) for name in names]
