@@ -1,0 +1,146 @@
+"""The server's answers, typed. Unknown fields are ignored: the interface may grow."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class ImageRef(_Answer):
+    """A picture the server holds; accepted wherever a picture is."""
+
+    image_id: str
+
+
+class EmbeddingState(_Answer):
+    """How far the encoder has come with a user's pairs. ``pending``: newer pairs are being read."""
+
+    space: str | None = None
+    version: int
+    pairs_used: int
+    status: Literal["current", "pending"]
+
+
+class User(_Answer):
+    user_id: str
+    pairs_total: int
+    embedding: EmbeddingState | None = None
+    profile: str | None = None
+    ask_more: bool = False
+
+
+class PreferencesAdded(_Answer):
+    """The pairs are committed. ``profile``: the taste in words, once the encoder has read them."""
+
+    user_id: str
+    pair_ids: list[str]
+    pairs_total: int
+    embedding: EmbeddingState
+    profile: str | None = None
+
+
+class StoredPair(_Answer):
+    pair_id: str
+    prompt: str
+    preferred: ImageRef
+    rejected: ImageRef
+
+
+class PreferencesPage(_Answer):
+    """Oldest first; ``next`` is the cursor of the next page, None on the last."""
+
+    pairs: list[StoredPair]
+    next: str | None = None
+
+
+class Embedding(_Answer):
+    """``values``: ``shape[0]`` rows of ``shape[1]`` floats. Spaces must be equal to compare two."""
+
+    space: str
+    version: int
+    shape: tuple[int, int]
+    values: list[list[float]]
+
+
+class Neighbor(_Answer):
+    """``similarity``: cosine of the two users' search keys, −1 … 1."""
+
+    user_id: str
+    similarity: float
+
+
+class Neighbors(_Answer):
+    neighbors: list[Neighbor]
+
+
+class UserWeight(_Answer):
+    """One user's share of a picture, −4 … 4; weights need not sum to one."""
+
+    user_id: str
+    weight: float = 1.0
+    version: int | None = None
+
+
+class UserUsed(_Answer):
+    """What a picture was made with. ``personalized`` False: no embedding yet, base picture."""
+
+    user_id: str
+    weight: float
+    personalized: bool
+    version: int | None = None
+    pairs_used: int = 0
+
+
+class GeneratedImage(ImageRef):
+    """One picture; the same seed and settings draw it again."""
+
+    seed: int
+    b64_json: str | None = Field(default=None, repr=False)
+    url: str | None = None
+
+    @property
+    def data(self) -> bytes:
+        """Encoded bytes. Raises ValueError if the picture was asked for as a url."""
+        if self.b64_json is None:
+            raise ValueError("this picture came as a url; fetch it with get_image(image_id)")
+        return base64.b64decode(self.b64_json)
+
+
+class Generation(_Answer):
+    id: str
+    created: int
+    release: str
+    images: list[GeneratedImage]
+    users: list[UserUsed] = []
+    timing: dict[str, Any] = {}
+
+
+class Release(_Answer):
+    name: str
+    version: str
+    backbone: str | None = None
+    encoder: str | None = None
+    embedding_space: str | None = None
+    sizes: list[Any] = []
+    samplers: list[str] = []
+    limits: dict[str, Any] = {}
+    example_prompts: list[str] = []
+    metrics: dict[str, Any] = {}
+
+
+class Releases(_Answer):
+    active: Release
+    known: list[Any] = []
+
+
+class Readiness(_Answer):
+    """``detail`` names what is missing while ``ready`` is False."""
+
+    ready: bool
+    detail: str = ""
