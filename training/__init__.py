@@ -1,0 +1,1 @@
+"""Fine-tunes, judges and rebuilds what the server serves."""

@@ -1,0 +1,100 @@
+"""Painted pictures of the studio world with their judged scores, and pairs drawn from them.
+
+Painting takes minutes, so a pool is kept on disk in shards; a shard that exists is not painted
+again. Train, dev and test pools share no picture.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.judge import scores
+from training.data.users import Tastes
+from training.data.world import CAPTIONS, TRAIN_CAPTIONS, render, sample_style
+
+_SHARD = 1000
+# First picture seed of each pool; far enough apart never to meet.
+_FIRST_SEED = {"train": 1_000_000, "dev": 5_000_000, "test": 6_000_000, "content": 7_000_000}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """``N`` pictures: uint8 ``[N, 128, 128, 3]``, caption index ``[N]``, scores ``[N, 8]``."""
+
+    images: NDArray[np.uint8]
+    captions: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def _paint_shard(path: Path, first_seed: int, count: int, all_captions: bool) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(first_seed)
+    choices = CAPTIONS if all_captions else TRAIN_CAPTIONS
+    captions = [choices[rng.integers(len(choices))] for _ in range(count)]
+    images = np.stack(
+        [render(c, sample_style(rng), first_seed + k) for k, c in enumerate(captions)]
+    )
+    index = np.array([CAPTIONS.index(c) for c in captions])
+    part = path.with_suffix(".part.npz")
+    np.savez(part, images=images, captions=index, scores=scores(images, captions))
+    part.replace(path)
+
+
+def load_pool(directory: Path, name: str, count: int, *, workers: int = 2) -> Pool:
+    """The first ``count`` pictures of pool ``name``, painting what is not on disk yet.
+
+    ``content`` covers every caption (the independent content judge learns from it), the others
+    only the training captions.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = [
+        (directory / f"{name}-{k:03d}.npz", _FIRST_SEED[name] + k * _SHARD)
+        for k in range(-(-count // _SHARD))
+    ]
+    missing = [(path, seed) for path, seed in shards if not path.exists()]
+    if missing:
+        with ProcessPoolExecutor(workers) as executor:
+            jobs = [
+                executor.submit(_paint_shard, path, seed, min(_SHARD, count), name == "content")
+                for path, seed in missing
+            ]
+            for job in jobs:
+                job.result()
+    parts = [np.load(path) for path, _ in shards]
+    return Pool(
+        *(np.concatenate([p[k] for p in parts])[:count] for k in ("images", "captions", "scores"))
+    )
+
+
+class PairSampler:
+    """Draws two pictures of one caption from a pool and lets people choose."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.scores = pool.scores
+        groups = [np.flatnonzero(pool.captions == c) for c in np.unique(pool.captions)]
+        self._groups = [g for g in groups if len(g) >= 2]
+
+    def draw(
+        self, tastes: Tastes, count: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """``count`` choices per person: pool indices of preferred and rejected, ``[N, count]``."""
+        shape = (len(tastes), count)
+        group = rng.integers(len(self._groups), size=shape)
+        sizes = np.array([len(g) for g in self._groups])[group]
+        a = (rng.random(shape) * sizes).astype(np.int64)
+        b = (a + 1 + (rng.random(shape) * (sizes - 1)).astype(np.int64)) % sizes
+        longest = max(len(g) for g in self._groups)
+        padded = np.stack([np.resize(g, longest) for g in self._groups])
+        first, second = padded[group, a], padded[group, b]
+        chosen = tastes.prefers_first(self.scores[first], self.scores[second], rng)
+        return np.where(chosen, first, second), np.where(chosen, second, first)
