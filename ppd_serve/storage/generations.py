@@ -1,0 +1,130 @@
+"""Records of drawn pictures: what was asked, by whom, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from ppd_serve.errors import Interrupted, NotFound
+from ppd_serve.storage.base import StoreBase, new_id
+from ppd_serve.storage.records import (
+    GenerationRecord,
+    GenerationUserRecord,
+    ImageRecord,
+    UserRecord,
+)
+from ppd_serve.storage.users import unknown_user
+from ppd_serve.storage.values import UNFINISHED, Generation, GenerationState
+
+
+class GenerationStore(StoreBase):
+    def create_generation(
+        self, project: str, request: Mapping[str, Any], users: Mapping[str, str] | None = None
+    ) -> Generation:
+        """A new ``queued`` record under a random id. ``users`` maps user id → incarnation; raises
+        ``NotFound`` when one of these incarnations is gone."""
+        users = users or {}
+        now = self._clock()
+        with self._database.write() as session:
+            alive = session.execute(
+                select(UserRecord.user_id, UserRecord.incarnation)
+                .where(UserRecord.project == project, UserRecord.user_id.in_(users))
+                .order_by(UserRecord.user_id)
+                .with_for_update(read=True)  # a deletion waits, and then finds this record
+            )
+            if dict(users) != {user_id: incarnation for user_id, incarnation in alive}:
+                raise unknown_user()
+            record = GenerationRecord(
+                generation_id=new_id("gen"),
+                project=project,
+                state="queued",
+                owner=self._owners.me,
+                request=dict(request),
+                error=None,
+                created=now,
+                updated=now,
+            )
+            session.add(record)
+            session.flush()
+            session.add_all(
+                GenerationUserRecord(
+                    generation_id=record.generation_id, project=project, user_id=user_id
+                )
+                for user_id in users
+            )
+            return _generation_value(record, sorted(users), [])
+
+    def set_generation(
+        self,
+        project: str,
+        generation_id: str,
+        state: GenerationState,
+        error: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Move an unfinished record on. False when it is gone or has already ended."""
+        with self._database.write() as session:
+            moved = session.scalars(
+                update(GenerationRecord)
+                .where(
+                    GenerationRecord.generation_id == generation_id,
+                    GenerationRecord.project == project,
+                    GenerationRecord.state.in_(UNFINISHED),
+                )
+                .values(
+                    state=state, error=None if error is None else dict(error), updated=self._clock()
+                )
+                .returning(GenerationRecord.generation_id)
+            ).all()
+            return bool(moved)
+
+    def get_generation(self, project: str, generation_id: str) -> Generation:
+        """Raises ``NotFound``."""
+        with self._database.read() as session:
+            record = session.get(GenerationRecord, generation_id)
+            if record is None or record.project != project:
+                raise NotFound("There is no such generation", field="generation_id")
+            users = session.scalars(
+                select(GenerationUserRecord.user_id)
+                .filter_by(generation_id=generation_id)
+                .order_by(GenerationUserRecord.user_id)
+            )
+            images = session.scalars(
+                select(ImageRecord.image_id)
+                .filter_by(generation_id=generation_id)
+                .order_by(ImageRecord.position)
+            )
+            return _generation_value(record, list(users), list(images))
+
+    def _interrupt_of(self, session: Session, owners: Iterable[str]) -> int:
+        """Fail what dead processes were drawing."""
+        error = {"type": Interrupted.type, "detail": Interrupted.title}
+        return len(
+            session.scalars(
+                update(GenerationRecord)
+                .where(
+                    GenerationRecord.owner.in_(list(owners)),
+                    GenerationRecord.state.in_(UNFINISHED),
+                )
+                .values(state="failed", error=error, updated=self._clock())
+                .returning(GenerationRecord.generation_id)
+            ).all()
+        )
+
+
+def _generation_value(
+    record: GenerationRecord, user_ids: list[str], image_ids: list[str]
+) -> Generation:
+    return Generation(
+        generation_id=record.generation_id,
+        project=record.project,
+        state=record.state,  # type: ignore[arg-type]
+        user_ids=user_ids,
+        image_ids=image_ids,
+        request=record.request,
+        error=record.error,
+        created=record.created,
+        updated=record.updated,
+    )

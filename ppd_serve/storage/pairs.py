@@ -1,0 +1,248 @@
+"""Pairs: committed in one transaction, kept in arrival order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from ppd_serve.errors import InvalidInput, NotFound
+from ppd_serve.preferences.pairs import Pair
+from ppd_serve.storage.answers import AnswerStore
+from ppd_serve.storage.base import new_id
+from ppd_serve.storage.blobs import digest_of
+from ppd_serve.storage.database import batches, insert, storage_errors
+from ppd_serve.storage.images import discard_images, in_a_pair, insert_image
+from ppd_serve.storage.records import ImageRecord, PairRecord, UserRecord
+from ppd_serve.storage.users import (
+    UserStore,
+    blank_user,
+    drop_embeddings,
+    locked_user,
+    unknown_user,
+    user_value,
+)
+from ppd_serve.storage.values import (
+    AddedPairs,
+    Idempotency,
+    LoadedPairs,
+    NewImage,
+    NewPair,
+    PairPage,
+    StoredPair,
+    User,
+)
+
+_CURSOR = re.compile(r"[0-9]{1,18}")
+
+
+class PairStore(UserStore, AnswerStore):
+    def add_pairs(
+        self,
+        project: str,
+        user_id: str,
+        pairs: Sequence[NewPair],
+        idempotency: Idempotency | None = None,
+    ) -> AddedPairs:
+        """Commit all pairs or none, creating the user if need be; the version grows by one.
+
+        The idempotency record commits together with the pairs: whatever dies when, a retry with
+        the same key never adds them twice. After a new call (or a replay without an answer) end
+        with ``finish_idempotent`` or ``release_idempotent``.
+
+        Raises ``NotFound`` (field ``pairs.N.preferred.image_id``) for an unknown picture,
+        ``Conflict`` while the same key is running, ``InvalidInput`` (field ``Idempotency-Key``)
+        when the key came with another body before.
+        """
+        if idempotency is None or not self._is_known(project, idempotency):
+            # Files first, so that the transaction, which holds the user's lock, stays short.
+            with storage_errors():
+                for pair in pairs:
+                    for side in (pair.preferred, pair.rejected):
+                        if isinstance(side, NewImage):
+                            self._blobs.put(side.data)
+        with self._database.write() as session:
+            claim = None
+            if idempotency is not None:
+                claim, is_new = self._claim(session, project, idempotency, [user_id])
+                if not is_new and claim.added is not None:
+                    return AddedPairs(
+                        user_id=user_id, replayed=True, answer=claim.answer, **claim.added
+                    )
+            added = self._add(session, project, user_id, pairs)
+            if claim is not None:
+                claim.added = {
+                    "incarnation": added.incarnation,
+                    "version": added.version,
+                    "pairs_total": added.pairs_total,
+                    "pair_ids": added.pair_ids,
+                }
+            return added
+
+    def _add(
+        self, session: Session, project: str, user_id: str, pairs: Sequence[NewPair]
+    ) -> AddedPairs:
+        now = self._clock()
+        session.execute(
+            insert(session, UserRecord)
+            .values(**blank_user(project, user_id, now))
+            .on_conflict_do_update(  # takes the lock that DO NOTHING would not take
+                index_elements=[UserRecord.project, UserRecord.user_id],
+                set_={"user_id": user_id},
+            )
+        )
+        user = locked_user(session, project, user_id)
+        images = self._images_of(session, project, pairs, now)
+        pair_ids = []
+        for number, (pair, (preferred, rejected)) in enumerate(zip(pairs, images, strict=True)):
+            record = PairRecord(
+                pair_id=new_id("pair"),
+                project=project,
+                user_id=user_id,
+                position=user.pairs_added + number,
+                prompt=pair.prompt,
+                preferred_image_id=preferred,
+                rejected_image_id=rejected,
+                created=now,
+            )
+            session.add(record)
+            pair_ids.append(record.pair_id)
+        user.version += 1
+        user.pairs_total += len(pairs)
+        user.pairs_added += len(pairs)
+        return AddedPairs(user_id, user.incarnation, user.version, user.pairs_total, pair_ids)
+
+    def _images_of(
+        self, session: Session, project: str, pairs: Sequence[NewPair], now: float
+    ) -> list[tuple[str, str]]:
+        """Image ids of both sides of every pair; new pictures get their rows here."""
+        sides = {
+            (number, name): side
+            for number, pair in enumerate(pairs)
+            for name, side in (("preferred", pair.preferred), ("rejected", pair.rejected))
+        }
+        named = {side for side in sides.values() if isinstance(side, str)}
+        live = set(
+            session.scalars(
+                select(ImageRecord.image_id)
+                .where(
+                    ImageRecord.project == project,
+                    ImageRecord.image_id.in_(named),
+                    (ImageRecord.expires > now) | in_a_pair(),
+                )
+                .order_by(ImageRecord.image_id)
+                .with_for_update(read=True)  # nobody deletes it before we have committed
+            )
+        )
+        for (number, name), side in sides.items():
+            if isinstance(side, str) and side not in live:
+                raise NotFound("There is no such image", field=f"pairs.{number}.{name}.image_id")
+        # Blob rows are locked in digest order, as everywhere, so two writers never wait in a ring.
+        new = sorted(
+            ((place, side) for place, side in sides.items() if isinstance(side, NewImage)),
+            key=lambda item: digest_of(item[1].data),
+        )
+        ids = {place: side for place, side in sides.items() if isinstance(side, str)}
+        for place, side in new:
+            record = insert_image(session, self._blobs, project, side, "pair", now)
+            ids[place] = record.image_id
+        return [(ids[n, "preferred"], ids[n, "rejected"]) for n in range(len(pairs))]
+
+    def list_pairs(
+        self, project: str, user_id: str, cursor: str | None = None, limit: int = 50
+    ) -> PairPage:
+        """Oldest first. Raises ``NotFound`` for the user, ``InvalidInput`` for a cursor that no
+        page gave. Cursors match ``[A-Za-z0-9_-]+`` and survive deletions."""
+        if cursor is not None and not _CURSOR.fullmatch(cursor):
+            raise InvalidInput("This is no cursor of ours", field="cursor")
+        with self._database.read() as session:
+            if session.get(UserRecord, (project, user_id)) is None:
+                raise unknown_user()
+            records = session.scalars(
+                select(PairRecord)
+                .filter_by(project=project, user_id=user_id)
+                .where(PairRecord.position > (-1 if cursor is None else int(cursor)))
+                .order_by(PairRecord.position)
+                .limit(limit + 1)
+            ).all()
+        page = [
+            StoredPair(r.pair_id, r.prompt, r.preferred_image_id, r.rejected_image_id, r.created)
+            for r in records[:limit]
+        ]
+        return PairPage(page, str(records[limit - 1].position) if len(records) > limit else None)
+
+    def load_pairs(self, project: str, user_id: str) -> LoadedPairs:
+        """All pairs with their bytes, in arrival order, and the version they belong to: one
+        consistent view. Raises ``NotFound``."""
+        seen = None
+        while True:
+            with self._database.read() as session:
+                user = session.get(UserRecord, (project, user_id))
+                if user is None:
+                    raise unknown_user()
+                rows = session.execute(
+                    select(
+                        PairRecord.prompt,
+                        PairRecord.preferred_image_id,
+                        PairRecord.rejected_image_id,
+                    )
+                    .filter_by(project=project, user_id=user_id)
+                    .order_by(PairRecord.position)
+                ).all()
+                digests: dict[str, str] = {}
+                for batch in batches({image for row in rows for image in row[1:]}):
+                    digests.update(
+                        (image_id, digest)
+                        for image_id, digest in session.execute(
+                            select(ImageRecord.image_id, ImageRecord.digest).where(
+                                ImageRecord.image_id.in_(batch)
+                            )
+                        )
+                    )
+            view = (user.incarnation, user.version)
+            with storage_errors():
+                try:
+                    pairs = [
+                        Pair(prompt, *(self._blobs.get(digests[side]) for side in sides))
+                        for prompt, *sides in rows
+                    ]
+                    return LoadedPairs(*view, pairs)
+                except FileNotFoundError:
+                    if view == seen:  # nobody deleted anything: the file is really missing
+                        raise
+                    seen = view
+
+    def delete_pair(self, project: str, user_id: str, pair_id: str) -> User | None:
+        """Delete one pair; the user with its new version, or ``None`` if there was no such pair.
+        With the last pair the embeddings go as well (they are nobody's taste any more)."""
+        with self._database.write() as session:
+            try:
+                user = locked_user(session, project, user_id)
+            except NotFound:
+                user = None
+            images = (
+                user
+                and session.execute(
+                    delete(PairRecord)
+                    .filter_by(project=project, user_id=user_id, pair_id=pair_id)
+                    .returning(PairRecord.preferred_image_id, PairRecord.rejected_image_id)
+                ).one_or_none()
+            )
+            if user and images:
+                user.version += 1
+                user.pairs_total -= 1
+                if user.pairs_total == 0:
+                    drop_embeddings(session, user)
+                discard_images(
+                    session,
+                    session.scalars(
+                        select(ImageRecord.image_id).where(
+                            ImageRecord.image_id.in_(images), ImageRecord.expires <= self._clock()
+                        )
+                    ),
+                )
+            deleted = user_value(user) if user and images else None
+        self._drop_doomed_blobs()
+        return deleted

@@ -1,0 +1,195 @@
+"""Users, and everything that goes with one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from sqlalchemy import delete, select, tuple_
+from sqlalchemy.orm import Session
+
+from ppd_serve.errors import NotFound
+from ppd_serve.storage.base import next_sequence
+from ppd_serve.storage.database import batches, insert
+from ppd_serve.storage.images import ImageStore, discard_images
+from ppd_serve.storage.records import (
+    AnswerRecord,
+    AnswerUserRecord,
+    EmbeddingRecord,
+    GenerationRecord,
+    GenerationUserRecord,
+    ImageRecord,
+    PairRecord,
+    RemovalRecord,
+    UserRecord,
+)
+from ppd_serve.storage.values import DeletedUser, User, UserKey
+
+
+class UserStore(ImageStore):
+    def put_user(self, project: str, user_id: str) -> tuple[User, bool]:
+        """Create the user unless it exists; true when it was created now."""
+        with self._database.write() as session:
+            created = bool(
+                session.execute(
+                    insert(session, UserRecord)
+                    .values(**blank_user(project, user_id, self._clock()))
+                    .on_conflict_do_nothing()
+                    .returning(UserRecord.incarnation)
+                ).all()
+            )
+            return user_value(locked_user(session, project, user_id)), created
+
+    def get_user(self, project: str, user_id: str) -> User:
+        """Raises ``NotFound``."""
+        with self._database.read() as session:
+            record = session.get(UserRecord, (project, user_id))
+            if record is None:
+                raise unknown_user()
+            return user_value(record)
+
+    def delete_user(self, project: str, user_id: str) -> DeletedUser | None:
+        """Forget the user: pairs, embeddings of every space, stored answers, generation records,
+        the pictures of these, and all blobs that nobody else uses. ``None`` when there was no such
+        user. A picture that another user's pair also uses stays."""
+        with self._database.write() as session:
+            try:
+                user = locked_user(session, project, user_id)
+            except NotFound:
+                deleted = None
+            else:
+                deleted = self._delete(session, user)
+        # Also for a user who is gone: an earlier call may have failed between commit and here.
+        self._drop_doomed_blobs()
+        if deleted:
+            self._database.scrub()
+        return deleted
+
+    def _delete(self, session: Session, user: UserRecord) -> DeletedUser:
+        mine = {"project": user.project, "user_id": user.user_id}
+        generation_ids = list(
+            session.scalars(  # locked, so that no picture is added to them from here on
+                select(GenerationRecord.generation_id)
+                .join(GenerationUserRecord)
+                .where(
+                    GenerationUserRecord.project == user.project,
+                    GenerationUserRecord.user_id == user.user_id,
+                )
+                .order_by(GenerationRecord.generation_id)
+                .with_for_update(of=GenerationRecord)
+            )
+        )
+        images: set[str] = set()
+        for left, right in session.execute(
+            select(PairRecord.preferred_image_id, PairRecord.rejected_image_id).filter_by(**mine)
+        ):
+            images |= {left, right}
+        for batch in batches(generation_ids):
+            images |= set(
+                session.scalars(
+                    select(ImageRecord.image_id).where(ImageRecord.generation_id.in_(batch))
+                )
+            )
+            session.execute(
+                delete(GenerationRecord).where(GenerationRecord.generation_id.in_(batch))
+            )
+        answers = select(
+            AnswerUserRecord.project, AnswerUserRecord.route, AnswerUserRecord.key
+        ).filter_by(**mine)
+        session.execute(
+            delete(AnswerRecord).where(
+                tuple_(AnswerRecord.project, AnswerRecord.route, AnswerRecord.key).in_(answers)
+            )
+        )
+        session.execute(delete(PairRecord).filter_by(**mine))
+        drop_embeddings(session, user)
+        session.delete(user)
+        session.flush()
+        discard_images(session, images)
+        return DeletedUser(user.incarnation, generation_ids)
+
+    def user_keys(self, project: str, user_ids: Iterable[str], space: str) -> dict[str, UserKey]:
+        """Incarnation and versions of many users in one query; unknown ids are left out."""
+        keys: dict[str, UserKey] = {}
+        with self._database.read() as session:
+            for batch in batches(user_ids):
+                rows = session.execute(
+                    select(UserRecord, EmbeddingRecord.version)
+                    .outerjoin(
+                        EmbeddingRecord,
+                        (EmbeddingRecord.project == UserRecord.project)
+                        & (EmbeddingRecord.user_id == UserRecord.user_id)
+                        & (EmbeddingRecord.space == space),
+                    )
+                    .where(UserRecord.project == project, UserRecord.user_id.in_(batch))
+                )
+                for user, version in rows:
+                    keys[user.user_id] = UserKey(
+                        user.incarnation, user.version, user.pairs_total, version
+                    )
+        return keys
+
+    def user_ids(self, project: str, incarnations: Iterable[str]) -> dict[str, str]:
+        """Incarnation → user id of those that still live, to name what the index found."""
+        names: dict[str, str] = {}
+        with self._database.read() as session:
+            for batch in batches(incarnations):
+                rows = session.execute(
+                    select(UserRecord.incarnation, UserRecord.user_id).where(
+                        UserRecord.project == project, UserRecord.incarnation.in_(batch)
+                    )
+                )
+                names.update((incarnation, user_id) for incarnation, user_id in rows)
+        return names
+
+
+def unknown_user() -> NotFound:
+    return NotFound("There is no such user", field="user_id")
+
+
+def blank_user(project: str, user_id: str, now: float) -> dict[str, str | int | float]:
+    return {
+        "project": project,
+        "user_id": user_id,
+        "incarnation": secrets.token_hex(16),
+        "version": 0,
+        "pairs_total": 0,
+        "pairs_added": 0,
+        "created": now,
+    }
+
+
+def locked_user(session: Session, project: str, user_id: str) -> UserRecord:
+    """The user's row, which nobody else changes until this transaction ends."""
+    record = session.get(
+        UserRecord, (project, user_id), with_for_update=True, populate_existing=True
+    )
+    if record is None:
+        raise unknown_user()
+    return record
+
+
+def user_value(record: UserRecord) -> User:
+    return User(
+        record.project,
+        record.user_id,
+        record.incarnation,
+        record.version,
+        record.pairs_total,
+        record.created,
+    )
+
+
+def drop_embeddings(session: Session, user: UserRecord) -> None:
+    """Remove the user's embeddings of every space and tell the indexes."""
+    gone = session.execute(
+        delete(EmbeddingRecord)
+        .filter_by(project=user.project, user_id=user.user_id)
+        .returning(EmbeddingRecord.space)
+    ).all()
+    if gone:
+        session.add(
+            RemovalRecord(
+                sequence=next_sequence(session), project=user.project, incarnation=user.incarnation
+            )
+        )
