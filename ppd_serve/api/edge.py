@@ -1,0 +1,102 @@
+"""The outermost layer of every request, as plain ASGI middleware.
+
+It stands twice: around the app, and in the HTTP proxy in front of it, where it also turns the
+proxy's own plain-text errors (the app's process has died, the proxy can't read a header) into the
+problems that this server promises.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ppd_serve.api.problems import MEDIA_TYPE, problem
+from ppd_serve.api.schemas import LIMITS
+from ppd_serve.errors import ActorUnavailable, PPDError, TooLarge
+
+log = logging.getLogger(__name__)
+_GOOD_ID = re.compile(r"[!-~]{1,128}")
+
+
+class Edge:
+    """Echoes or makes ``X-Request-ID``, stops bodies at the limit while they are being read, and
+    lets no error out that is not a problem document.
+
+    ``proxy`` is true in the HTTP proxy: there a failure means that the app's process is gone.
+    """
+
+    def __init__(self, app: ASGIApp, *, proxy: bool = False) -> None:
+        self.app = app
+        self.proxy = proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self.proxy)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            log.error("unexpected error at %s", scope["path"], exc_info=error)
+        await exchange.finish()
+
+
+class _Exchange:
+    """One request. The answer is ``answering`` once its head has been passed on, ``closed`` when
+    we have answered in the app's place; what the app still says is then dropped."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, proxy: bool) -> None:
+        self.scope, self.proxy = scope, proxy
+        self._receive, self._send = receive, send
+        self.answering = self.closed = False
+        self.read = 0
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        headers = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
+        scope["headers"] = [*headers, (b"x-request-id", self.request_id.encode())]
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.read += len(message.get("body", b""))
+        if self.read <= LIMITS.body_bytes or self.closed:
+            return message
+        # Most clients only look for an answer once they have sent everything, so what they send is
+        # read a little longer and dropped.
+        while message.get("more_body", False) and self.read <= 2 * LIMITS.body_bytes:
+            message = await self._receive()
+            self.read += len(message.get("body", b""))
+        await self.answer(TooLarge(f"A body may have {LIMITS.body_bytes} bytes"))
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self.closed:
+            return
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            if message["status"] >= 400 and not headers.get("content-type", "").startswith(
+                MEDIA_TYPE
+            ):
+                gone = message["status"] in (404, 503) and self.proxy
+                await self.answer(ActorUnavailable() if gone else PPDError())
+                return
+            del headers["x-request-id"]
+            headers["x-request-id"] = self.request_id
+            self.answering = True
+        await self._send(message)
+
+    async def answer(self, error: PPDError) -> None:
+        """Answer in the app's place, unless its answer has begun."""
+        if self.answering or self.closed:
+            return
+        response = problem(error)
+        response.headers["x-request-id"] = self.request_id
+        self.closed = True
+        await response(self.scope, self._receive, self._send)
+
+    async def finish(self) -> None:
+        """The app has returned; if it has said nothing, say so for it."""
+        await self.answer(ActorUnavailable() if self.proxy else PPDError())

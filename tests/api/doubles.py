@@ -1,0 +1,156 @@
+"""An in-memory server behind the routes: what the Protocols promise, with nothing real in it."""
+
+from __future__ import annotations
+
+import io
+from contextlib import nullcontext
+
+from PIL import Image
+
+from ppd_serve.api import schemas
+from ppd_serve.api.auth import Access
+from ppd_serve.api.images import check_image, decode_base64
+from ppd_serve.api.services import Drawn, Services
+from ppd_serve.errors import NotFound, PPDError
+from ppd_serve.storage.values import Idempotency
+
+CURRENT = schemas.EmbeddingState(space="s", version=1, pairs_used=1, status="current")
+
+
+def png(size: tuple[int, int] = (8, 8), colour: str = "red", kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Memory:
+    """Every service in one: ``calls`` records what reached it, ``error`` is raised by all."""
+
+    def __init__(self) -> None:
+        self.people: dict[tuple[str, str], schemas.UserOut] = {}
+        self.pictures: dict[tuple[str, str], bytes] = {}
+        self.calls: list[object] = []
+        self.error: BaseException | None = None
+        self.parts: dict[str, str] = {}
+
+    def _check(self, *call: object) -> None:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+
+class MemoryUsers(Memory):
+    async def put(self, project: str, user_id: str) -> tuple[schemas.UserOut, bool]:
+        self._check("put", project, user_id)
+        new = schemas.UserOut(
+            user_id=user_id, pairs_total=0, embedding=None, profile=None, ask_more=True
+        )
+        created = (project, user_id) not in self.people
+        return self.people.setdefault((project, user_id), new), created
+
+    async def get(self, project: str, user_id: str) -> schemas.UserOut:
+        self._check("get", project, user_id)
+        try:
+            return self.people[project, user_id]
+        except KeyError:
+            raise NotFound("No such user") from None
+
+    async def delete(self, project: str, user_id: str) -> None:
+        self._check("delete", project, user_id)
+        self.people.pop((project, user_id), None)
+
+    async def embedding(self, project: str, user_id: str) -> schemas.EmbeddingOut:
+        await self.get(project, user_id)
+        return schemas.EmbeddingOut(space="s", version=1, shape=(1, 2), values=[[0.5, -0.5]])
+
+    async def neighbors(self, project: str, user_id: str, k: int) -> schemas.NeighborsOut:
+        self._check("neighbors", k)
+        return schemas.NeighborsOut(neighbors=[])
+
+
+class MemoryPreferences(Memory):
+    async def add(
+        self,
+        project: str,
+        user_id: str,
+        body: schemas.PreferencesIn,
+        idempotency: Idempotency | None,
+    ) -> schemas.PreferencesOut:
+        self._check("add", idempotency)
+        for number, pair in enumerate(body.pairs):
+            for side in ("preferred", "rejected"):
+                text = getattr(pair, side).b64_json
+                if text is not None:
+                    field = f"pairs.{number}.{side}.b64_json"
+                    check_image(decode_base64(text, field), field)
+        ids = [f"p{number}" for number in range(len(body.pairs))]
+        return schemas.PreferencesOut(
+            user_id=user_id, pair_ids=ids, pairs_total=len(ids), embedding=CURRENT, profile=None
+        )
+
+    async def page(
+        self, project: str, user_id: str, cursor: str | None, limit: int
+    ) -> schemas.PairsOut:
+        self._check("page", cursor, limit)
+        return schemas.PairsOut(pairs=[], next=None)
+
+    async def delete(self, project: str, user_id: str, pair_id: str) -> None:
+        self._check("delete", pair_id)
+
+
+class MemoryImages(Memory):
+    async def add(self, project: str, data: bytes) -> str:
+        self._check("add", len(data))
+        check_image(data, "body")
+        image_id = f"i{len(self.pictures)}"
+        self.pictures[project, image_id] = data
+        return image_id
+
+    async def read(self, project: str, image_id: str) -> tuple[bytes, str]:
+        self._check("read", project, image_id)
+        try:
+            return self.pictures[project, image_id], "image/png"
+        except KeyError:
+            raise NotFound("No such picture") from None
+
+    async def delete(self, project: str, image_id: str) -> None:
+        self._check("delete", image_id)
+
+
+class MemoryGenerations(Memory):
+    async def draw(
+        self, project: str, body: schemas.GenerateIn, idempotency: Idempotency | None
+    ) -> Drawn:
+        self._check("draw", body)
+        images = [(f"g{number}", (body.seed or 0) + number) for number in range(body.n)]
+        pngs = {image_id: png() for image_id, _ in images}
+        return Drawn("gen1", 1, "studio", images, [], {"total": 0.1}, pngs)
+
+
+class MemoryStatus(Memory):
+    def releases(self) -> schemas.ReleasesOut:
+        self._check("releases")
+        active = schemas.ReleaseOut(
+            name="studio", version="1", backbone="b", encoder="e", embedding_space="s",
+            sizes=[(128, 128)], samplers=["ddim"],
+        )  # fmt: skip
+        return schemas.ReleasesOut(active=active, known=["studio"])
+
+    async def missing(self) -> dict[str, str]:
+        return self.parts
+
+
+def memory(keys: dict[str, str] | None = None) -> Services:
+    return Services(
+        users=MemoryUsers(),
+        preferences=MemoryPreferences(),
+        images=MemoryImages(),
+        generations=MemoryGenerations(),
+        status=MemoryStatus(),
+        access=Access(b"secret", keys),
+        running=nullcontext(),  # type: ignore[arg-type]
+    )
+
+
+def every_error(cls: type[PPDError] = PPDError) -> list[type[PPDError]]:
+    return [cls, *(error for sub in cls.__subclasses__() for error in every_error(sub))]

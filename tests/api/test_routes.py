@@ -1,0 +1,130 @@
+"""What each route answers when all is well, and who may ask."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from ppd_serve.api import auth
+from ppd_serve.api.app import create_app
+from ppd_serve.api.services import Services
+from tests.api.doubles import memory, png
+
+
+async def test_users(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/users/ann")).status_code == 404
+    assert (await http.put("/users/ann")).status_code == 201
+    assert (await http.put("/users/ann")).status_code == 200
+    assert (await http.get("/users/ann")).json() == {
+        "user_id": "ann",
+        "pairs_total": 0,
+        "embedding": None,
+        "profile": None,
+        "ask_more": True,
+    }
+    assert (await http.get("/users/ann/embedding")).json()["values"] == [[0.5, -0.5]]
+    for _ in range(2):
+        assert (await http.delete("/users/ann")).status_code == 204
+
+
+async def test_preferences(http: httpx.AsyncClient, services: Services) -> None:
+    picture = {"b64_json": base64.b64encode(png()).decode()}
+    body = {"pairs": [{"prompt": "a", "preferred": picture, "rejected": {"image_id": "i1"}}]}
+    response = await http.post("/users/ann/preferences", json=body)
+    assert response.status_code == 201
+    assert response.json()["pair_ids"] == ["p0"]
+    keyed = [
+        await http.post("/users/ann/preferences", json=body, headers={"Idempotency-Key": "k"})
+        for _ in range(2)
+    ]
+    assert [response.status_code for response in keyed] == [201, 201]
+    calls = services.preferences.calls  # type: ignore[attr-defined]
+    assert calls[0] == ("add", None)
+    assert calls[1] == calls[2]  # the same key, route and body
+    assert (await http.get("/users/ann/preferences")).json() == {"pairs": [], "next": None}
+    assert (await http.delete("/users/ann/preferences/p0")).status_code == 204
+
+
+async def test_images(http: httpx.AsyncClient) -> None:
+    response = await http.post("/images", content=png())
+    assert response.status_code == 201
+    image = await http.get("/images/" + response.json()["image_id"])
+    assert (image.content, image.headers["content-type"]) == (png(), "image/png")
+    assert (await http.post("/images", content=b"text")).json()["field"] == "body"
+
+
+async def test_generate(http: httpx.AsyncClient, services: Services) -> None:
+    response = await http.post("/generate", json={"prompt": "a", "n": 2, "seed": 7})
+    answer = response.json()
+    assert response.headers["generation-id"] == answer["id"]
+    assert [image["seed"] for image in answer["images"]] == [7, 8]
+    assert base64.b64decode(answer["images"][0]["b64_json"]) == png()
+    bare = await http.post("/generate", json={"prompt": "a"}, headers={"Accept": "image/png"})
+    assert (bare.content, bare.headers["content-type"]) == (png(), "image/png")
+    assert bare.headers["generation-id"]
+    two = await http.post(
+        "/generate", json={"prompt": "a", "n": 2}, headers={"Accept": "image/png"}
+    )
+    assert (two.status_code, two.json()["field"]) == (422, "n")
+
+
+async def test_health_and_docs(http: httpx.AsyncClient, services: Services) -> None:
+    assert (await http.get("/readyz")).status_code == 200
+    services.status.parts = {"encoder": "not warm yet"}  # type: ignore[attr-defined]
+    response = await http.get("/readyz")
+    assert response.status_code == 503
+    assert "encoder" in response.json()["detail"]
+    assert (await http.get("/healthz")).status_code == 200
+    page = (await http.get("/docs")).text
+    assert "/generate" in page and "//" not in page.replace("https://", "").replace("http://", "")
+    assert (await http.get("/releases")).json()["active"]["limits"]["pairs"] == 16
+
+
+@pytest.fixture
+async def keyed() -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(memory({"key-a": "alpha", "key-b": "beta"}))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_keys_belong_to_projects(keyed: httpx.AsyncClient) -> None:
+    assert (await keyed.put("/users/ann", headers=bearer("key-a"))).status_code == 201
+    assert (await keyed.get("/users/ann", headers=bearer("key-a"))).status_code == 200
+    assert (await keyed.get("/users/ann", headers=bearer("key-b"))).status_code == 404
+    for headers in ({}, bearer("key-c"), bearer(""), {"Authorization": "Basic key-a"}):
+        response = await keyed.get("/users/ann", headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+    for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
+        assert (await keyed.get(path)).status_code == 200
+
+
+async def test_links_open_one_picture_for_an_hour(
+    keyed: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await keyed.post("/images", content=png(), headers=bearer("key-a"))
+    assert upload.json() == {"image_id": "i0"}
+    link = auth.Access(b"secret", {"key-a": "alpha"}).link("http://server/", "alpha", "i0")
+    assert urlsplit(link).netloc == "server"
+    assert (await keyed.get(link)).content == png()
+    for spoiled in (
+        link.replace("i0", "i1"),
+        link.replace("alpha", "beta"),
+        link.replace("expires=1", "expires=2"),
+        link[:-1] + "0" if link[-1] != "0" else link[:-1] + "1",
+        link.partition("&expires")[0] + "&signature=" + "0" * 64,
+    ):
+        assert (await keyed.get(spoiled)).status_code == 403
+    assert (await keyed.get("/images/i0")).status_code == 401
+    now = auth.time.time()
+    monkeypatch.setattr(auth.time, "time", lambda: now + 3601)
+    assert (await keyed.get(link)).status_code == 403
