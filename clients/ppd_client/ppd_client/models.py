@@ -21,7 +21,7 @@ class ImageRef(_Answer):
 class EmbeddingState(_Answer):
     """How far the encoder has come with a user's pairs. ``pending``: newer pairs are being read."""
 
-    space: str | None = None
+    space: str
     version: int
     pairs_used: int
     status: Literal["current", "pending"]
@@ -46,10 +46,13 @@ class PreferencesAdded(_Answer):
 
 
 class StoredPair(_Answer):
+    """``created``: seconds since 1970."""
+
     pair_id: str
     prompt: str
     preferred: ImageRef
     rejected: ImageRef
+    created: float | None = None
 
 
 class PreferencesPage(_Answer):
@@ -113,21 +116,25 @@ class GeneratedImage(ImageRef):
 
 
 class Generation(_Answer):
+    """``created``: seconds since 1970; ``timing``: seconds by stage."""
+
     id: str
     created: int
     release: str
     images: list[GeneratedImage]
     users: list[UserUsed] = []
-    timing: dict[str, Any] = {}
+    timing: dict[str, float] = {}
 
 
 class Release(_Answer):
+    """``sizes``: (width, height) in pixels, the default first."""
+
     name: str
     version: str
     backbone: str | None = None
     encoder: str | None = None
     embedding_space: str | None = None
-    sizes: list[Any] = []
+    sizes: list[tuple[int, int]] = []
     samplers: list[str] = []
     limits: dict[str, Any] = {}
     example_prompts: list[str] = []
@@ -136,7 +143,7 @@ class Release(_Answer):
 
 class Releases(_Answer):
     active: Release
-    known: list[Any] = []
+    known: list[str] = []
 
 
 class Readiness(_Answer):
