@@ -1,11 +1,11 @@
 """Python client for ppd-serve, the personalised text-to-image server.
 
-    from ppd_client import Client
+from ppd_client import Client
 
-    with Client("http://127.0.0.1:8000") as client:
-        first, second = client.generate("a red fish at sea", n=2).images
-        client.add_preferences("ann", [("a red fish at sea", second, first)])
-        png = client.generate_png("a castle at night", user_id="ann")
+with Client("http://127.0.0.1:8000") as client:
+    first, second = client.generate("a red fish at sea", n=2).images
+    client.add_preferences("ann", [("a red fish at sea", second, first)])
+    png = client.generate_png("a castle at night", user_id="ann")
 """
 
 from .calls import Drawing, Drawings, Pair
