@@ -1,0 +1,72 @@
+"""What the engine needs of a diffusion model, and how one is loaded.
+
+Everything that differs between models (Stable Diffusion, SDXL, Stable Cascade, …) sits behind
+``Backbone``: one file per family, chosen by the pipeline class that the directory itself names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppd_serve.diffusion.schedules import Schedule
+from ppd_serve.errors import ReleaseError
+
+Text = Mapping[str, Tensor]
+"""What the denoiser is told of a prompt: dimension 0 is the batch, equal shapes for all prompts."""
+
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+
+
+class Backbone(Protocol):
+    """One denoiser with its text encoder and autoencoder. ``encode`` may be called by any thread,
+    the rest by one thread at a time."""
+
+    device: torch.device
+    dtype: torch.dtype
+    denoiser: nn.Module
+    samplers: tuple[str, ...]
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """``(C, h, w)`` of this picture size in pixels. InvalidInput if the model cannot do it."""
+
+    def schedule(self, sampler: str, steps: int) -> Schedule:
+        """The table of one of ``samplers``. InvalidInput for another name or step count."""
+
+    def encode(self, prompt: str) -> Text:
+        """One prompt, each tensor with a leading dimension of 1."""
+
+    def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
+        """The model's output at each row's own timestep, ``[B, C, h, w]``."""
+
+    def decode(self, latents_BCHW: Tensor) -> np.ndarray:
+        """Final latents to pixels, uint8 ``[B, H, W, 3]``."""
+
+
+def load_backbone(
+    path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Load a directory that a diffusers pipeline saved. ReleaseError if it cannot be served."""
+    refuse_pickles(path)
+    try:
+        family = json.loads((path / "model_index.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError):
+        raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
+    if family == "StableDiffusionPipeline":
+        from ppd_serve.diffusion.stable_diffusion import StableDiffusion
+
+        return StableDiffusion.load(path, device, dtype)
+    raise ReleaseError(f"{family} is not a backbone this server knows")
+
+
+def refuse_pickles(path: Path) -> None:
+    """ReleaseError if a file under ``path`` could run code when loaded."""
+    for file in sorted(path.rglob("*")):
+        if file.suffix in PICKLES:
+            raise ReleaseError(f"{file.relative_to(path)} is a pickle; only safetensors are served")

@@ -1,0 +1,284 @@
+"""The engine: many pictures denoised together, one step at a time.
+
+Continuous batching at the granularity of a step: at every tick the engine picks the group of rows
+(equal latent shape) that has waited longest, runs one forward for all of them, and advances each by
+its own schedule. A request joins at the next tick and leaves after its last step, or at the next
+tick after it was cancelled; whatever goes wrong with one row fails that row alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.diffusion.request import MAX_USERS, GenerationRequest, Result, Timing
+from ppd_serve.diffusion.rows import Row, final_latents, start_row, step_rows
+from ppd_serve.diffusion.ticket import Ticket
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.errors import (
+    Cancelled,
+    GenerationFailed,
+    Interrupted,
+    InvalidInput,
+    PPDError,
+    QueueFull,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+IDLE_BEAT_S = 1.0
+
+
+class Engine:
+    """Owns the backbone, the adapter and one thread. Everything public may be called anywhere.
+
+    ``max_rows`` pictures are denoised at a time, ``queue_limit`` more may wait. Embeddings must be
+    ``[embedding_rows, adapter.embedding_dim]``: one token count per release, never padded.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: UserAdapter | None = None,
+        *,
+        embedding_rows: int = 1,
+        max_rows: int = 16,
+        queue_limit: int = 256,
+    ) -> None:
+        self.backbone = backbone
+        self.adapter = adapter
+        self.embedding_rows = embedding_rows
+        self.max_rows = max_rows
+        self.queue_limit = queue_limit
+        self._changed = threading.Condition()
+        self._queue: deque[Ticket] = deque()
+        self._stopping = self._draining = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._beat = time.monotonic()
+        # Touched by the engine's thread alone:
+        self._rows: list[Row] = []
+        self._served: dict[tuple[int, ...], int] = {}
+        self._ticks = 0
+
+    def start(self) -> Engine:
+        self._thread.start()
+        return self
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Accept nothing more, then finish what was accepted, or fail it with Interrupted."""
+        with self._changed:
+            self._stopping, self._draining = True, drain
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._fail_outstanding(Interrupted("the engine was stopped"))
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop(drain=kind is None)
+
+    def submit(self, request: GenerationRequest) -> Ticket:
+        """Queue one picture. Raises InvalidInput, QueueFull, Unavailable (stopping)."""
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[GenerationRequest]) -> list[Ticket]:
+        """Queue all of these, or none."""
+        for request in requests:
+            self._check(request)
+        tickets = [Ticket(request, self._cancel) for request in requests]
+        with self._changed:
+            if self._stopping:
+                raise Unavailable("the engine is stopping")
+            if len(self._queue) + len(tickets) > self.queue_limit:
+                raise QueueFull(f"{len(self._queue)} pictures are waiting")
+            self._queue.extend(tickets)
+            self._changed.notify_all()
+        return tickets
+
+    def position(self, ticket: Ticket) -> int:
+        """How many wait before this one and must be taken first; 0 once it has been taken."""
+        with self._changed:
+            waiting = list(self._queue)
+        return waiting.index(ticket) + 1 if ticket in waiting else 0
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def active(self) -> int:
+        return len(self._rows)
+
+    def healthy(self, silence_s: float = 60.0) -> bool:
+        """The thread lives and has finished a tick (or idled) in the last ``silence_s`` seconds."""
+        return self._thread.is_alive() and time.monotonic() - self._beat < silence_s
+
+    def _check(self, request: GenerationRequest) -> None:
+        self.backbone.latent_shape(request.width, request.height)
+        self.backbone.schedule(request.sampler, request.steps)
+        for field in ("guidance_scale", "guidance_rescale", "preference_scale"):
+            if not math.isfinite(getattr(request, field)):
+                raise InvalidInput("must be finite", field=field)
+        if len(request.users) > MAX_USERS:
+            raise InvalidInput(f"at most {MAX_USERS} users a picture", field="users")
+        if request.users and self.adapter is None:
+            raise InvalidInput("this backbone has no adapter", field="users")
+        for embedding, weight in request.users:
+            shape = (self.embedding_rows, self.adapter.embedding_dim if self.adapter else 0)
+            if embedding.shape != shape:
+                raise InvalidInput(f"an embedding must have shape {shape}", field="users")
+            if not (math.isfinite(weight) and np.isfinite(embedding).all()):
+                raise InvalidInput("weights and embeddings must be finite", field="users")
+
+    def _cancel(self, ticket: Ticket) -> bool:
+        with self._changed:
+            if ticket.settled or ticket.cancelled:
+                return False
+            ticket.cancelled = True
+            if ticket not in self._queue:
+                return True  # in the batch: it leaves at the next tick
+            self._queue.remove(ticket)
+        ticket.fail(Cancelled())
+        return True
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._wait_for_work():
+                    self._admit()
+                    self._tick()
+        except BaseException:
+            log.exception("the engine died")
+            with self._changed:
+                self._stopping = True
+            self._fail_outstanding(GenerationFailed("the engine died"))
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is a row or a request; False when it is time to go."""
+        with self._changed:
+            while True:
+                self._beat = time.monotonic()
+                if self._stopping and not self._draining:
+                    return False
+                if self._rows or self._queue:
+                    return True
+                if self._stopping:
+                    return False
+                self._changed.wait(IDLE_BEAT_S)
+
+    def _admit(self) -> None:
+        with self._changed:
+            free = min(self.max_rows - len(self._rows), len(self._queue))
+            taken = [self._queue.popleft() for _ in range(free)]
+        for ticket in taken:
+            try:
+                self._rows.append(start_row(ticket, self.backbone, self.adapter))
+            except Exception as error:
+                self._settle(ticket, _failure(error))
+
+    def _tick(self) -> None:
+        for row in [row for row in self._rows if row.ticket.cancelled]:
+            self._leave(row, Cancelled())
+        group = self._next_group()
+        self._step(group)
+        self._finish([row for row in group if row.finished and row in self._rows])
+
+    def _next_group(self) -> list[Row]:
+        """The rows of the latent shape that was served longest ago."""
+        groups: dict[tuple[int, ...], list[Row]] = {}
+        for row in self._rows:
+            groups.setdefault(tuple(row.x_CHW.shape), []).append(row)
+        if not groups:
+            return []
+        self._ticks += 1
+        self._served = {shape: self._served.get(shape, 0) for shape in groups}
+        shape = min(groups, key=self._served.__getitem__)
+        self._served[shape] = self._ticks
+        return groups[shape]
+
+    def _step(self, rows: list[Row]) -> None:
+        """Step all of them; if the forward fails, halve until only the guilty fail."""
+        if not rows:
+            return
+        try:
+            step_rows(rows, self.backbone, self.adapter)
+        except Exception as error:
+            if len(rows) == 1:
+                self._leave(rows[0], _failure(error))
+            else:
+                self._step(rows[: len(rows) // 2])
+                self._step(rows[len(rows) // 2 :])
+            return
+        finite = torch.stack([row.x_CHW for row in rows]).isfinite().flatten(1).all(1)
+        for row, ok in zip(rows, finite.tolist(), strict=True):
+            if ok:
+                row.ticket.advanced(row.index, len(row.schedule.steps))
+            else:
+                self._leave(row, GenerationFailed("the latent is not finite"))
+
+    def _finish(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        latents = final_latents(rows)
+        try:
+            pictures = self.backbone.decode(latents)
+        except Exception as error:
+            if len(rows) == 1:
+                self._leave(rows[0], _failure(error))
+            else:
+                for row in rows:
+                    self._finish([row])
+            return
+        now = time.monotonic()
+        for row, pixels, latent in zip(rows, pictures, latents.float().cpu().numpy(), strict=True):
+            timing = Timing(row.started - row.ticket.submitted, now - row.started)
+            self._leave(row, Result(pixels, latent, row.request.seed, timing))
+
+    def _leave(self, row: Row, outcome: Result | PPDError) -> None:
+        self._rows.remove(row)
+        self._settle(row.ticket, outcome)
+
+    def _settle(self, ticket: Ticket, outcome: Result | PPDError) -> None:
+        """End a request once: a cancel that was acknowledged wins over a late picture."""
+        with self._changed:
+            ticket.settled = not ticket.cancelled
+        if ticket.cancelled:
+            ticket.fail(Cancelled())
+        elif isinstance(outcome, Result):
+            ticket.succeed(outcome)
+        else:
+            ticket.fail(outcome)
+
+    def _fail_outstanding(self, error: PPDError) -> None:
+        with self._changed:
+            waiting = [*(row.ticket for row in self._rows), *self._queue]
+            self._rows.clear()
+            self._queue.clear()
+        for ticket in waiting:
+            self._settle(ticket, error)
+
+
+def _failure(error: Exception) -> PPDError:
+    if isinstance(error, PPDError):
+        return error
+    log.error("a picture could not be made", exc_info=error)
+    return GenerationFailed(type(error).__name__)

@@ -1,0 +1,56 @@
+"""Pixels to files, with the settings that made them written inside.
+
+The text is what other tools read (``parameters``, as AUTOMATIC1111's web UI writes it): everything
+needed to make the picture again except whose taste it was made to. No user is ever named in a file.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ppd_serve.diffusion.request import GenerationRequest
+
+Format = Literal["png", "webp", "jpeg"]
+
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+
+
+def parameters(request: GenerationRequest, release: str) -> str:
+    """The settings of a picture as one text, in AUTOMATIC1111's layout."""
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    settings = {
+        "Steps": request.steps,
+        "Sampler": request.sampler,
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": release,
+    }
+    lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
+    return "\n".join(lines)
+
+
+def encode_picture(pixels_HW3: np.ndarray, format: Format = "png", text: str = "") -> bytes:
+    """uint8 pixels ``[H, W, 3]`` to a file; ``text`` goes where that format keeps it.
+
+    PNG: a ``parameters`` chunk. WebP and JPEG: the EXIF user comment.
+    """
+    image = Image.fromarray(pixels_HW3, "RGB")
+    out = io.BytesIO()
+    if format == "png":
+        chunks = PngInfo()
+        chunks.add_text("parameters", text)
+        image.save(out, "PNG", pnginfo=chunks if text else None)
+        return out.getvalue()
+    exif = Image.Exif()
+    if text:
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    image.save(out, format.upper(), quality=92, exif=exif)
+    return out.getvalue()

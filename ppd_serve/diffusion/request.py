@@ -1,0 +1,78 @@
+"""What a caller asks the engine for, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAX_USERS = 4
+
+
+class User(NamedTuple):
+    """One taste in a picture: an embedding ``[rows, dim]`` and how much of it (negative: away)."""
+
+    embedding: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One picture. Every field is set; ``Defaults.request`` fills what a caller leaves out."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    sampler: str
+    negative_prompt: str = ""
+    seed: int = 0
+    users: tuple[User, ...] = ()
+    preference_scale: float = 1.0
+    guidance_rescale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a release is meant to be sampled. ``sizes`` are (width, height); the first is usual."""
+
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+    guidance_scale: float
+    sampler: str
+    guidance_rescale: float = 0.0
+    preference_scale: float = 1.0
+
+    def request(self, prompt: str, **chosen: Any) -> GenerationRequest:
+        """A request with these defaults wherever ``chosen`` says nothing, or None."""
+        values: dict[str, Any] = {
+            "width": self.sizes[0][0],
+            "height": self.sizes[0][1],
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "sampler": self.sampler,
+            "guidance_rescale": self.guidance_rescale,
+            "preference_scale": self.preference_scale,
+        }
+        values |= {key: value for key, value in chosen.items() if value is not None}
+        return GenerationRequest(prompt=prompt, **values)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds waited for a place in the batch, and seconds from there to the picture."""
+
+    queued: float
+    running: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A picture: ``pixels`` uint8 ``[H, W, 3]``, its final ``latents`` float32 ``[C, h, w]``."""
+
+    pixels: np.ndarray
+    latents: np.ndarray
+    seed: int
+    timing: Timing

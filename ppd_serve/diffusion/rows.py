@@ -1,0 +1,154 @@
+"""Rows in flight, and the one forward that takes a group of them a step further.
+
+Nothing of a row depends on its neighbours: noise comes from its own generator on the CPU, guidance
+and schedule are its own numbers, and its users' tokens touch its own queries only.
+
+Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, D their width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppd_serve.diffusion.backbone import Backbone, Text
+from ppd_serve.diffusion.request import GenerationRequest
+from ppd_serve.diffusion.schedules import Schedule, advance
+from ppd_serve.diffusion.ticket import Ticket
+from ppd_serve.diffusion.user_attention import UserAdapter
+
+
+@dataclass(eq=False)
+class Row:
+    """One picture being made. ``negative`` is None without guidance, ``tokens`` without a user."""
+
+    ticket: Ticket
+    schedule: Schedule
+    generator: torch.Generator
+    x_CHW: Tensor
+    x0_CHW: Tensor
+    text: Text
+    negative: Text | None
+    tokens_UTD: Tensor | None
+    weights_U: Tensor
+    started: float
+    index: int = 0
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.ticket.request
+
+    @property
+    def finished(self) -> bool:
+        return self.index == len(self.schedule.steps)
+
+    def noise(self) -> Tensor:
+        """Drawn on the CPU in float32, so it is the same on every device."""
+        fresh = torch.randn(self.x_CHW.shape, generator=self.generator, dtype=torch.float32)
+        return fresh.to(self.x_CHW.device)
+
+
+def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -> Row:
+    """Encode the prompts, project the users, draw the first noise."""
+    started = time.monotonic()
+    request = ticket.request
+    schedule = backbone.schedule(request.sampler, request.steps)
+    shape = backbone.latent_shape(request.width, request.height)
+    weights = [user.weight * request.preference_scale for user in request.users]
+    present = [i for i, weight in enumerate(weights) if weight]
+    tokens = None
+    if adapter is not None and present:
+        embeddings = np.stack([request.users[i].embedding for i in present])
+        tokens = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
+    blank = torch.zeros(shape, device=backbone.device)
+    row = Row(
+        ticket=ticket,
+        schedule=schedule,
+        generator=torch.Generator().manual_seed(request.seed),
+        x_CHW=blank,
+        x0_CHW=blank,
+        text=backbone.encode(request.prompt),
+        # As in diffusers, guidance of 1 or less asks for no second forward.
+        negative=backbone.encode(request.negative_prompt) if request.guidance_scale > 1 else None,
+        tokens_UTD=tokens,
+        weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
+        started=started,
+    )
+    row.x_CHW = row.noise() * schedule.start
+    return row
+
+
+def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | None) -> None:
+    """One forward for all ``rows`` (equal latent shapes), each at its own timestep.
+
+    Guided rows take part twice: with their prompt and users, and with the negative prompt and
+    nobody. On an exception no row has changed.
+    """
+    B, device = len(rows), backbone.device
+    lines = [row.schedule.steps[row.index] for row in rows]
+    guided = [i for i, row in enumerate(rows) if row.negative is not None]
+    part = [*range(B), *guided]
+
+    x = torch.stack([row.x_CHW for row in rows])
+    timesteps = torch.tensor([lines[i].timestep for i in part], device=device)
+    texts = [row.text for row in rows] + [n for row in rows if (n := row.negative) is not None]
+    text = {key: torch.cat([each[key] for each in texts]) for key in texts[0]}
+    if adapter is None:
+        m = backbone.denoise(x[part], timesteps, text).float()
+    else:
+        with adapter.condition(*_users(rows, len(part))):
+            m = backbone.denoise(x[part], timesteps, text).float()
+    if guided:
+        requests = [rows[i].request for i in guided]
+        scale = torch.tensor([r.guidance_scale for r in requests], device=device)
+        rescale = torch.tensor([r.guidance_rescale for r in requests], device=device)
+        m, m_negative = m[:B], m[B:]
+        m[guided] = _guide(m[guided], m_negative, scale, rescale)
+
+    x0_prev = torch.stack([row.x0_CHW for row in rows])
+    fresh = [
+        row.noise() if line.d else torch.zeros_like(row.x_CHW)
+        for row, line in zip(rows, lines, strict=True)
+    ]
+    x, x0 = advance(lines, x, m, x0_prev, torch.stack(fresh))
+    for i, row in enumerate(rows):
+        row.x_CHW, row.x0_CHW = x[i], x0[i]
+        row.index += 1
+
+
+def final_latents(rows: Sequence[Row]) -> Tensor:
+    """``[B, C, H, W]`` of rows whose last step is done."""
+    return torch.stack([row.x_CHW * row.schedule.end for row in rows])
+
+
+def _users(rows: Sequence[Row], batch: int) -> tuple[Tensor | None, Tensor | None]:
+    """Tokens ``[batch, U, T, D]`` and weights ``[batch, U]``; weight 0 for whoever is not there.
+
+    Only the first ``len(rows)`` of the batch can have users: the rest is the unguided half.
+    """
+    most = max((len(row.weights_U) for row in rows if row.tokens_UTD is not None), default=0)
+    if not most:
+        return None, None
+    first = next(row.tokens_UTD for row in rows if row.tokens_UTD is not None)
+    tokens = first.new_zeros(batch, most, *first.shape[1:])
+    weights = first.new_zeros(batch, most, dtype=torch.float32)
+    for i, row in enumerate(rows):
+        if row.tokens_UTD is not None:
+            tokens[i, : len(row.tokens_UTD)] = row.tokens_UTD
+            weights[i, : len(row.weights_U)] = row.weights_U
+    return tokens, weights
+
+
+def _guide(m: Tensor, negative: Tensor, scale_B: Tensor, rescale_B: Tensor) -> Tensor:
+    """Classifier-free guidance, then the share ``rescale`` of it brought back to ``m``'s own spread
+    (arXiv 2305.08891, section 3.4), as diffusers' ``rescale_noise_cfg``."""
+    scale, rescale = (s.view(-1, 1, 1, 1) for s in (scale_B, rescale_B))
+    guided = negative + scale * (m - negative)
+    spread = guided.flatten(1).std(1).clamp_min(1e-12)
+    ratio = (m.flatten(1).std(1) / spread).view(-1, 1, 1, 1)
+    return guided * (rescale * ratio + (1 - rescale))

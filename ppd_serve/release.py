@@ -1,0 +1,214 @@
+"""A release: one servable whole, described by its ``release.json``.
+
+::
+
+    release.json                 name, version, parts, defaults, provenance, metrics, checksums
+    backbone/                    as a diffusers pipeline saves itself
+    adapter/ip_adapter.safetensors
+    encoder/                     the VLM, its few-shot prompt and fitted transform
+
+A part is a path inside the directory, or a hub id with a revision. Weights are safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ppd_serve.diffusion.backbone import Backbone, load_backbone, refuse_pickles
+from ppd_serve.diffusion.request import Defaults
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.errors import ReleaseError
+
+if TYPE_CHECKING:
+    from ppd_serve.preferences.encoder import Encoder
+
+MANIFEST = "release.json"
+
+
+class Source(BaseModel):
+    """Where a part is: ``path`` inside the release, or ``hub_id`` at ``revision``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str | None) -> str | None:
+        if path and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
+            raise ValueError("must stay inside the release")
+        return path
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if bool(self.path) == bool(self.hub_id) or bool(self.hub_id) != bool(self.revision):
+            raise ValueError("needs a path, or a hub_id with a revision")
+        return self
+
+
+class Manifest(BaseModel):
+    """``release.json``. ``embedding_shape`` is ``(rows, dim)``, ``checksums`` SHA-256 by path."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: str
+    backbone: Source
+    adapter: Source | None = None
+    encoder: Source | None = None
+    embedding_space: str | None = None
+    embedding_shape: tuple[int, int] | None = None
+    defaults: Defaults
+    example_prompts: list[str] = Field(default_factory=list)
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    checksums: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release directory. Nothing is loaded before it is asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.manifest.defaults
+
+    @property
+    def embedding_space(self) -> str | None:
+        return self.manifest.embedding_space
+
+    @property
+    def backbone_path(self) -> Path:
+        """A directory that stock diffusers loads; fetched first if the hub has it."""
+        return self._locate(self.manifest.backbone)
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """An IP-Adapter file, or None for a release without personal taste."""
+        return self._locate(self.manifest.adapter) if self.manifest.adapter else None
+
+    @property
+    def encoder_path(self) -> Path | None:
+        return self._locate(self.manifest.encoder) if self.manifest.encoder else None
+
+    def load_backbone(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Backbone:
+        return load_backbone(self.backbone_path, device, dtype)
+
+    def load_adapter(self, backbone: Backbone) -> UserAdapter | None:
+        """The adapter, installed on this backbone's denoiser."""
+        if self.adapter_path is None:
+            return None
+        return UserAdapter.load(self.adapter_path, backbone.denoiser).requires_grad_(False)
+
+    def load_encoder(self, **how: Any) -> Encoder:
+        """``how`` is ``Encoder.load``'s: device, dtype, quantisation."""
+        from ppd_serve.preferences.encoder import Encoder
+
+        if self.encoder_path is None:
+            raise ReleaseError(f"release {self.name} has no encoder")
+        return Encoder.load(self.encoder_path, **how)
+
+    def check(self) -> None:
+        """Raise ReleaseError, naming the part, if this release cannot be served as published.
+
+        Reads every local file once (checksums) and loads no weights but the adapter's.
+        """
+        refuse_pickles(self.path)
+        parts = (self.manifest.backbone, self.manifest.adapter, self.manifest.encoder)
+        for part in parts:
+            if part is not None and part.path and not (self.path / part.path).exists():
+                raise ReleaseError(f"{part.path} is missing")
+        for name, checksum in self.manifest.checksums.items():
+            if not (self.path / name).is_file():
+                raise ReleaseError(f"{name} is missing")
+            if _sha256(self.path / name) != checksum:
+                raise ReleaseError(f"{name} has changed since the release was written")
+        unlisted = _local_files(self.path) - self.manifest.checksums.keys()
+        if weights := sorted(name for name in unlisted if name.endswith(".safetensors")):
+            raise ReleaseError(f"{weights[0]} has no checksum")
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        """Shapes only: the denoiser is built on the meta device, from its config."""
+        from diffusers import UNet2DConditionModel
+
+        if self.adapter_path is None or not (self.backbone_path / "unet").is_dir():
+            return
+        config = UNet2DConditionModel.load_config(self.backbone_path / "unet")
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(config)
+        adapter = UserAdapter.load(self.adapter_path, unet)
+        shape = self.manifest.embedding_shape
+        if shape is not None and adapter.embedding_dim != shape[1]:
+            raise ReleaseError(f"the adapter reads {adapter.embedding_dim} numbers, not {shape[1]}")
+
+    def _locate(self, source: Source) -> Path:
+        if source.path:
+            return self.path / source.path
+        assert source.hub_id is not None
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
+        return Path(
+            snapshot_download(source.hub_id, revision=source.revision, allow_patterns=patterns)
+        )
+
+
+def load_release(path: str | os.PathLike[str]) -> Release:
+    """Read ``release.json`` of a directory. ReleaseError if there is none or it is not valid."""
+    path = Path(path)
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except OSError:
+        raise ReleaseError(f"{path.name} holds no {MANIFEST}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ReleaseError(f"{MANIFEST}: {where}: {first['msg']}") from None
+    return Release(path, manifest)
+
+
+def write_release(path: str | os.PathLike[str], manifest: Manifest) -> Release:
+    """Write ``release.json`` over the parts already in ``path``, with a checksum of every file.
+
+    Atomic: a reader sees the old manifest or the new one.
+    """
+    path = Path(path)
+    checksums = {name: _sha256(path / name) for name in sorted(_local_files(path))}
+    manifest = manifest.model_copy(update={"checksums": checksums})
+    draft = path / f".{MANIFEST}.new"
+    draft.write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
+    os.replace(draft, path / MANIFEST)
+    return Release(path, manifest)
+
+
+def _local_files(path: Path) -> set[str]:
+    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return {file.as_posix() for file in files if file.name not in (MANIFEST, f".{MANIFEST}.new")}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
