@@ -1,0 +1,226 @@
+"""The user index against a dict and brute force, and its file against everything that tears."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ppd_serve.preferences.index import IndexFileError, UserIndex
+
+ROWS, DIM = 2, 5
+IDS = st.sampled_from([f"{project}/{name}" for project in "pq" for name in "abcde"])
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def embedding(seed: int) -> np.ndarray:
+    """One in eight is the average user; sizes differ by many orders of magnitude."""
+    random = np.random.default_rng(seed)
+    if seed % 8 == 0:
+        return np.zeros((ROWS, DIM), np.float32)
+    scale = 10.0 ** random.integers(-18, 18)
+    return (scale * random.standard_normal((ROWS, DIM))).astype(np.float32)
+
+
+def cosine(left: np.ndarray, right: np.ndarray) -> float:
+    a, b = left.mean(0, dtype=np.float64), right.mean(0, dtype=np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Whatever is done in whatever order, the index says what a dict and brute force say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = UserIndex("space", ROWS, DIM)
+        self.truth: dict[str, tuple[int, np.ndarray]] = {}
+
+    @rule(id=IDS, version=st.integers(0, 5), seed=SEEDS)
+    def put(self, id: str, version: int, seed: int) -> None:
+        newer = id not in self.truth or version > self.truth[id][0]
+        assert self.index.put(id, version, embedding(seed)) is newer
+        if newer:
+            self.truth[id] = (version, embedding(seed))
+
+    @rule(id=IDS)
+    def delete(self, id: str) -> None:
+        assert self.index.delete(id) is (self.truth.pop(id, None) is not None)
+
+    @rule(
+        seed=st.integers(0, 2**32 - 1),
+        id=IDS,
+        by_id=st.booleans(),
+        k=st.integers(0, 12),
+        prefix=st.sampled_from(["", "p/", "q/", "none/"]),
+    )
+    def search(self, seed: int, id: str, by_id: bool, k: int, prefix: str) -> None:
+        if by_id and id not in self.truth:
+            with pytest.raises(KeyError):
+                self.index.search(id, k)
+            return
+        query = self.truth[id][1] if by_id else embedding(seed)
+        others = {
+            other: cosine(query, values)
+            for other, (_, values) in self.truth.items()
+            if values.any() and query.any() and other.startswith(prefix)
+            if not (by_id and other == id)
+        }
+        found = self.index.search(id if by_id else query.mean(0), k, prefix)
+        assert len(found) == min(k, len(others)) == len({name for name, _ in found})
+        best = sorted(others.values(), reverse=True)[: len(found)]
+        np.testing.assert_allclose([score for _, score in found], best, atol=1e-5)
+        for name, score in found:
+            assert score == pytest.approx(others[name], abs=1e-5)
+
+    @rule()
+    def reload(self) -> None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as directory:
+            self.index.sequence += 1
+            self.index.save(directory)
+            loaded = UserIndex("space", ROWS, DIM)
+            loaded.load(directory)
+        assert loaded.sequence == self.index.sequence
+        self.index = loaded
+
+    @precondition(lambda self: self.truth)
+    @rule(data=st.data())
+    def embeddings_handed_out_are_copies(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.truth)))
+        stored = self.index.get(id)
+        assert stored is not None
+        stored[1][:] = 7.0
+
+    @invariant()
+    def says_what_the_dict_says(self) -> None:
+        assert len(self.index) == len(self.truth)
+        for project in "pq":
+            for name in "abcde":
+                stored = self.index.get(f"{project}/{name}")
+                expected = self.truth.get(f"{project}/{name}")
+                if expected is None:
+                    assert stored is None
+                else:
+                    assert stored is not None
+                    assert stored[0] == expected[0]
+                    assert stored[1].dtype == np.float32
+                    np.testing.assert_array_equal(stored[1], expected[1])
+
+
+TestIndexMachine = IndexMachine.TestCase
+TestIndexMachine.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
+)
+
+
+@pytest.fixture
+def index() -> UserIndex:
+    index = UserIndex("space", ROWS, DIM)
+    for number in range(1, 8):
+        index.put(f"user{number}", 1, embedding(number))
+    index.sequence = 42
+    return index
+
+
+def test_a_reused_slot_never_answers_for_its_last_owner(index: UserIndex) -> None:
+    index.delete("user3")
+    index.put("new", 1, embedding(99))
+    assert index.get("user3") is None
+    names = [name for name, _ in index.search(embedding(3).mean(0), 10)]
+    assert "user3" not in names and "new" in names and len(names) == 7
+
+
+def test_deleting_and_putting_reuses_space(index: UserIndex) -> None:
+    for number in range(1000):
+        index.put(f"guest{number}", 1, embedding(1))
+        index.delete(f"guest{number}")
+    assert index._faiss.ntotal == 8
+
+
+@pytest.mark.parametrize("bad", [np.zeros((ROWS, DIM + 1)), np.full((ROWS, DIM), np.nan)])
+def test_what_is_no_embedding_is_refused(index: UserIndex, bad: np.ndarray) -> None:
+    with pytest.raises(ValueError):
+        index.put("user1", 9, bad)
+    assert index.get("user1") is not None and index.get("user1")[0] == 1
+
+
+def test_a_file_cut_anywhere_or_with_one_bit_flipped_is_refused(
+    index: UserIndex, tmp_path: Path
+) -> None:
+    path = index.save(tmp_path)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    broken = [whole[:end] for end in (0, 1, 31, 32, 40, len(whole) // 2, len(whole) - 1)]
+    for place in random.integers(0, len(whole), 40):
+        broken.append(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(IndexFileError):
+            index.load(tmp_path)
+    assert len(index) == 7  # a refused file has changed nothing
+
+
+def test_a_file_of_another_space_or_shape_or_none_is_refused(
+    index: UserIndex, tmp_path: Path
+) -> None:
+    index.save(tmp_path)
+    others = [("other", ROWS, DIM), ("space", ROWS + 1, DIM), ("space", ROWS, DIM + 1)]
+    for space, rows, dim in others:
+        with pytest.raises(IndexFileError):
+            UserIndex(space, rows, dim).load(tmp_path)
+    with pytest.raises(IndexFileError):
+        index.load(tmp_path / "nowhere")
+
+
+def test_a_save_that_fails_leaves_the_old_file(
+    index: UserIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.save(tmp_path)
+    index.put("late", 1, embedding(9))
+
+    def disk_full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", disk_full)
+        with pytest.raises(OSError):
+            index.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    loaded = UserIndex("space", ROWS, DIM)
+    loaded.load(tmp_path)
+    assert len(loaded) == 7 and loaded.sequence == 42
+
+
+def test_threads_that_read_and_write_see_only_whole_embeddings() -> None:
+    index = UserIndex("space", ROWS, DIM)
+    wrong: list[object] = []
+
+    def write(name: str) -> None:
+        for version in range(1, 300):
+            index.put(name, version, np.full((ROWS, DIM), version, np.float32))
+            if version % 7 == 0:
+                index.delete(name)
+
+    def read() -> None:
+        for _ in range(600):
+            for name in "abc":
+                stored = index.get(name)
+                if stored is not None and not (stored[1] == stored[0]).all():
+                    wrong.append(stored)
+            for _, score in index.search(np.ones(DIM, np.float32), 3):
+                if abs(score - 1) > 1e-5:
+                    wrong.append(score)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    threads += [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
