@@ -1,0 +1,161 @@
+"""Every command and program in README.md is run here, or at least would run.
+
+A comment before each block says how it is checked:
+
+- ``readme: run``     run as it stands;
+- ``readme: server``  run as it stands against a real server, in the README's order;
+- ``readme: make``    the targets exist and make can plan them. Running them here would be a circle:
+  ``make test`` is what runs this test, and the others start from the same set-up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUNNABLE = {"bash", "sh", "shell", "console", "python"}
+DEFAULT_RELEASE = ROOT / "ppd_serve" / "assets" / "studio" / "release.json"
+URL = "http://127.0.0.1:8000"  # as the README writes it
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    check: str | None
+
+    def __str__(self) -> str:
+        return self.code.strip().splitlines()[0][:50]
+
+
+def blocks(markdown: str) -> list[Block]:
+    fence = re.compile(
+        r"(?:<!-- readme: (?P<check>\w+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+        re.MULTILINE | re.DOTALL,
+    )
+    return [Block(m["language"], m["code"], m["check"]) for m in fence.finditer(markdown)]
+
+
+BLOCKS = [block for block in blocks(README) if block.language in RUNNABLE]
+
+
+def checked(how: str) -> list[Block]:
+    return [block for block in BLOCKS if block.check == how]
+
+
+def execute(block: Block, where: Path, url: str = URL) -> str:
+    """Run a block in the directory ``where`` and return what it printed; it must succeed."""
+    code = block.code.replace(URL, url).replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    shell = ["bash", "-euo", "pipefail", "-c"]
+    command = [sys.executable, "-c", code] if block.language == "python" else [*shell, code]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_block_says_how_it_is_checked():
+    unchecked = [str(block) for block in BLOCKS if block.check not in {"run", "server", "make"}]
+    assert unchecked == []
+    assert {block.check for block in BLOCKS} == {"run", "server", "make"}
+
+
+def test_no_command_hides_in_a_block_without_a_language():
+    plain = [block.code for block in blocks(README) if block.language not in RUNNABLE]
+    command = re.compile(
+        r"^\s*\$?\s*(make|ppd|pip|python|curl|docker|serve|\.venv)\b", re.MULTILINE
+    )
+    assert [code for code in plain if command.search(code)] == []
+
+
+def test_blocks_are_found_with_their_checks():
+    text = "<!-- readme: run -->\n```bash\na\nb\n```\ntext\n```python\nc\n```\n```\nd\n```\n"
+    assert blocks(text) == [
+        Block("bash", "a\nb\n", "run"),
+        Block("python", "c\n", None),
+        Block("", "d\n", None),
+    ]
+
+
+@pytest.mark.parametrize("block", checked("make"), ids=str)
+def test_make_targets_can_be_planned(block: Block):
+    for line in block.code.strip().splitlines():
+        words = line.split("#")[0].split()
+        assert words[0] == "make", f"not a make command: {line}"
+        done = subprocess.run(
+            ["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", checked("run"), ids=str)
+def test_commands_run(block: Block, tmp_path: Path):
+    execute(block, tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of ``ppd serve`` with the default release and a database of its own."""
+    command = [
+        Path(sys.executable).parent / "ppd",
+        "serve",
+        "--port",
+        "0",
+        "--data",
+        tmp_path / "d",
+    ]
+    with open(tmp_path / "log", "w+") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := re.search(r"ready (http://\S+)", line):
+                    yield found[1].rstrip("/")
+                    break
+            else:
+                log.seek(0)
+                pytest.fail(f"the server did not start:\n{log.read()[-3000:]}")
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.skipif(not DEFAULT_RELEASE.exists(), reason="the default release is not trained yet")
+def test_examples_run_against_the_server(server: str, tmp_path: Path):
+    for block in checked("server"):
+        execute(block, tmp_path, server)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert set(drawn) == {"left.png", "right.png", "ann.png", "bob.png", "both.png"}
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn.values())
+    base = httpx.post(
+        f"{server}/generate",
+        json={"prompt": "a house on a hill at night", "seed": 3},
+        headers={"Accept": "image/png"},
+        timeout=120,
+    )
+    # The tastes that the README's user told the server must show.
+    assert len({base.content, drawn["ann.png"], drawn["bob.png"]}) == 3
