@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,7 +100,8 @@ def test_make_targets_can_be_planned(block: Block):
 
 
 def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
+    shown = re.sub(r"<!--.*?-->", "", README, flags=re.DOTALL)
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", shown)
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
@@ -109,6 +111,12 @@ def test_commands_run(block: Block, tmp_path: Path):
     execute(block, tmp_path)
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of ``ppd serve`` with the default release and a database of its own."""
@@ -116,7 +124,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         Path(sys.executable).parent / "ppd",
         "serve",
         "--port",
-        "0",
+        free_port(),
         "--data",
         tmp_path / "d",
     ]
