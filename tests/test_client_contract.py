@@ -1,0 +1,118 @@
+"""The client and the API speak the same language: every call, against the real routes and schemas.
+
+What stands behind the routes is in memory; tests/e2e has the whole server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+import ppd_client
+from ppd_client import AsyncClient, ImageRef, UserWeight
+from ppd_serve.api import schemas
+from ppd_serve.api.app import create_app
+from ppd_serve.api.services import Services
+from ppd_serve.errors import PPDError
+from tests.api.doubles import every_error, memory, png
+
+
+@pytest.fixture
+def services() -> Services:
+    return memory({"secret": "default"})
+
+
+@pytest.fixture
+async def client(services: Services) -> AsyncIterator[AsyncClient]:
+    async with connect(services, "secret") as client:
+        yield client
+
+
+def connect(services: Services, api_key: str | None) -> AsyncClient:
+    transport = httpx.ASGITransport(create_app(services))
+    return AsyncClient("http://server", api_key=api_key, retries=0, transport=transport)
+
+
+async def test_users(client: AsyncClient):
+    await client.put_user("ann")
+    user = await client.get_user("ann")
+    assert (user.user_id, user.pairs_total, user.embedding) == ("ann", 0, None)
+    embedding = await client.embedding("ann")
+    assert (embedding.shape, embedding.values) == ((1, 2), [[0.5, -0.5]])
+    assert await client.neighbors("ann", k=3) == []
+    await client.delete_user("ann")
+    with pytest.raises(ppd_client.NotFound):
+        await client.get_user("ann")
+
+
+async def test_preferences(client: AsyncClient):
+    added = await client.add_preferences(
+        "ann", [("fish", png(), png(colour="blue")), ("tree", ImageRef(image_id="i0"), png())]
+    )
+    assert added.pair_ids == ["p0", "p1"] and added.embedding.status == "current"
+    assert [pair async for pair in client.preferences("ann", page_size=2)] == []
+    await client.delete_preference("ann", "p0")
+
+
+async def test_images(client: AsyncClient):
+    held = await client.upload_image(png())
+    assert await client.get_image(held) == png()
+    await client.delete_image(held)
+
+
+async def test_generate(client: AsyncClient):
+    blend = [UserWeight(user_id="ann", weight=0.5, version=1), UserWeight(user_id="bob")]
+    every = {
+        "negative_prompt": "blur",
+        "width": 128,
+        "height": 128,
+        "steps": 4,
+        "guidance_scale": 3.0,
+        "preference_scale": 0.5,
+        "seed": 7,
+        "sampler": "ddim",
+    }
+    drawn = await client.generate("fish", users=blend, n=2, response_format="b64_json", **every)
+    assert [image.seed for image in drawn.images] == [7, 8]
+    assert drawn.images[0].data == png()
+    assert await client.generate_png("fish", user_id="ann", **every) == png()
+    linked = await client.generate("fish", response_format="url")
+    assert linked.images[0].url is not None
+
+
+def test_every_option_of_the_interface_can_be_given():
+    offered = {"prompt", "user_id", "users", *ppd_client.Drawings.__annotations__}
+    offered |= ppd_client.Drawing.__annotations__.keys()
+    assert offered == schemas.GenerateIn.model_fields.keys()
+
+
+async def test_releases_and_health(client: AsyncClient, services: Services):
+    releases = await client.releases()
+    assert releases.active.name == "studio" and releases.active.sizes == [(128, 128)]
+    assert releases.active.limits["n"] == schemas.LIMITS.n
+    await client.healthz()
+    assert (await client.readyz()).ready
+    services.status.parts = {"encoder": "loading"}
+    assert await client.readyz() == ppd_client.Readiness(ready=False, detail="encoder: loading")
+
+
+async def test_without_a_key(services: Services):
+    async with connect(services, None) as stranger:
+        with pytest.raises(ppd_client.Unauthorized):
+            await stranger.get_user("ann")
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda cls: cls.__name__)
+async def test_every_error_of_the_server_arrives(
+    client: AsyncClient, services: Services, error: type[PPDError]
+):
+    services.users.error = error("because", field="user_id")
+    with pytest.raises(ppd_client.APIError) as caught:
+        await client.get_user("ann")
+    arrived = caught.value
+    assert (arrived.status, arrived.type) == (error.status, error.type)
+    if error.status == 503:
+        assert isinstance(arrived, ppd_client.Unavailable) and arrived.retry_after == 1
+    assert arrived.request_id
