@@ -73,7 +73,7 @@ class UserIndex:
             raise ValueError(f"embedding is {values.shape}, not {(self.rows, self.dim)}")
         if not np.isfinite(values).all():
             raise ValueError("embedding is not finite")
-        vector = _search_vector(values)
+        (vector,) = _search_vectors(values[None])
         with self._lock:
             slot = self._slots.get(id)
             if slot is not None and self._versions[slot] >= version:
@@ -122,7 +122,8 @@ class UserIndex:
             if own is not None:
                 query = self._vectors()[self._slots[own]].copy()
             else:
-                query = _search_vector(np.asarray(id_or_key, np.float32).reshape(1, self.dim))
+                key = np.asarray(id_or_key, np.float32)
+                (query,) = _search_vectors(key.reshape(1, 1, self.dim))
             if query[-1] == _ABSENT or k < 1 or not self._ids:
                 return []
             query[-1] = 1
@@ -212,7 +213,7 @@ class UserIndex:
         self._versions = versions.tolist()
         self._embeddings = embeddings
         if ids:
-            self._faiss.add(np.stack([_search_vector(values) for values in embeddings]))
+            self._faiss.add(_search_vectors(embeddings))
 
     def _header(self) -> dict[str, str]:
         shape = f"{self.rows}x{self.dim}"
@@ -236,19 +237,16 @@ class UserIndex:
         return slot
 
 
-def _search_vector(values: np.ndarray) -> np.ndarray:
-    """``[rows, dim]`` → ``[dim + 1]``: the L2-normalised mean row, then whether it can be found.
+def _search_vectors(embeddings: np.ndarray) -> np.ndarray:
+    """``[n, rows, dim]`` → ``[n, dim + 1]``: the L2-normalised mean row, and if it can be found.
 
     In float64, where the square of no float32 overflows or vanishes.
     """
-    mean = values.mean(axis=0, dtype=np.float64)
-    norm = np.linalg.norm(mean)
-    vector = np.zeros(len(mean) + 1, np.float32)
-    if norm > 0:
-        vector[:-1] = mean / norm
-    else:
-        vector[-1] = _ABSENT
-    return vector
+    means = embeddings.mean(axis=1, dtype=np.float64)
+    norms = np.linalg.norm(means, axis=1, keepdims=True)
+    keys = np.divide(means, norms, out=np.zeros_like(means), where=norms > 0)
+    marks = np.where(norms > 0, 0, _ABSENT)
+    return np.concatenate([keys, marks], axis=1).astype(np.float32)
 
 
 def _metadata(payload: bytes) -> dict[str, str]:

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -53,10 +54,8 @@ class Blobs:
 
     def delete(self, digest: str) -> None:
         """Also when it is not there."""
-        try:
+        with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(digest))
-        except FileNotFoundError:
-            return
 
     def digests(self) -> Iterator[str]:
         """All that there are. On the way, drops what an interrupted write has left."""
@@ -66,8 +65,9 @@ class Blobs:
                 yield name
             elif self._local and name.endswith(".part"):
                 part = Path(path)
-                if time.time() - part.stat().st_mtime > _PART_SECONDS:
-                    part.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # its writer has just finished
+                    if time.time() - part.stat().st_mtime > _PART_SECONDS:
+                        part.unlink()
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"

@@ -22,6 +22,7 @@ from ppd_serve.storage.records import Record
 _BUSY_SECONDS = 30
 _CONNECTIONS = 32
 _MIGRATION_LOCK = 0x70706473  # any number, the same in every process
+_OUR_MISTAKES = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
 _alembic = threading.Lock()  # its context is one global
 
 T = TypeVar("T")
@@ -99,10 +100,10 @@ def storage_errors() -> Iterator[None]:
     """What the database or the blob store does not do becomes ``StorageUnavailable``."""
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
+    except exc.TimeoutError as error:  # no connection came free
         raise StorageUnavailable("The database is not available") from error
     except exc.DBAPIError as error:
-        if not error.connection_invalidated:
+        if isinstance(error, _OUR_MISTAKES) and not error.connection_invalidated:
             raise
         raise StorageUnavailable("The database is not available") from error
     except OSError as error:

@@ -28,6 +28,9 @@ class FileLocks:
         self._descriptor = os.open(self._directory / self.me, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
+    def hold(self) -> None:
+        """A file lock is ours until we die."""
+
     def is_dead(self, owner: str) -> bool:
         try:
             descriptor = os.open(self._directory / owner, os.O_RDWR)
@@ -51,34 +54,45 @@ class AdvisoryLocks:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._guard = threading.Lock()
+        self._connection: Connection | None = None
         self.me = secrets.token_hex(7)
-        self._connection = self._connect()
+        self.hold()
 
-    def _connect(self) -> Connection:
-        connection = self._engine.connect()
-        connection.execute(text("SELECT pg_advisory_lock(:name)"), {"name": int(self.me, 16)})
-        return connection
+    def hold(self) -> None:
+        """Take our lock again if the server was restarted; it dropped it then."""
+        with self._guard:
+            self._connected()
 
     def is_dead(self, owner: str) -> bool:
-        with self._guard:
-            try:
-                return self._can_lock(owner)
-            except DBAPIError:  # the server was restarted: hold our own lock again, then look
-                self._connection.invalidate()
-                self._connection.close()
-                self._connection = self._connect()
-                return self._can_lock(owner)
-
-    def _can_lock(self, owner: str) -> bool:
         name = {"name": int(owner, 16)}
-        locked = self._connection.scalar(text("SELECT pg_try_advisory_lock(:name)"), name)
-        if locked:
-            self._connection.execute(text("SELECT pg_advisory_unlock(:name)"), name)
-        return bool(locked)
+        with self._guard:
+            connection = self._connected()
+            locked = connection.scalar(text("SELECT pg_try_advisory_lock(:name)"), name)
+            if locked:
+                connection.execute(text("SELECT pg_advisory_unlock(:name)"), name)
+            return bool(locked)
 
     def close(self) -> None:
-        self._connection.invalidate()  # back in the pool it would keep the lock
-        self._connection.close()
+        with self._guard:
+            self._disconnect()
+
+    def _connected(self) -> Connection:
+        if self._connection is not None:
+            try:
+                self._connection.execute(text("SELECT 1"))
+                return self._connection
+            except DBAPIError:
+                self._disconnect()
+        connection = self._engine.connect()
+        connection.execute(text("SELECT pg_advisory_lock(:name)"), {"name": int(self.me, 16)})
+        self._connection = connection
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.invalidate()  # back in the pool it would keep the lock
+            self._connection.close()
+            self._connection = None
 
 
 Owners = FileLocks | AdvisoryLocks

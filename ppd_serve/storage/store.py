@@ -101,9 +101,12 @@ class Store(PairStore, EmbeddingStore, GenerationStore):
         return store
 
     def ping(self) -> None:
-        """Return if the database answers, else raise ``StorageUnavailable``."""
+        """Return if the database answers, else raise ``StorageUnavailable``. It also tells other
+        processes that we live: call it now and then (a readiness probe does)."""
         with self._database.read() as session:
             session.execute(text("SELECT 1"))
+        with storage_errors():
+            self._owners.hold()
 
     def close(self) -> None:
         """Give connections back. The store can't be used afterwards."""
@@ -122,6 +125,8 @@ class Store(PairStore, EmbeddingStore, GenerationStore):
         )
 
     def _clean_up_after_the_dead(self) -> int:
+        with storage_errors():
+            self._owners.hold()
         with self._database.read() as session:
             unfinished = GenerationRecord.state.in_(UNFINISHED)
             owners = {
