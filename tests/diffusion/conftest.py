@@ -1,0 +1,31 @@
+"""One tiny release per session, loaded once: engines over it must leave it as they found it."""
+
+import pytest
+import torch
+
+from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.release import Release
+from tests.tiny_release import make_tiny_release
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return make_tiny_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def backbone(release: Release) -> Backbone:
+    return release.load_backbone()
+
+
+@pytest.fixture(scope="session")
+def adapter(release: Release, backbone: Backbone) -> UserAdapter:
+    adapter = release.load_adapter(backbone)
+    assert adapter is not None
+    return adapter

@@ -1,0 +1,42 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppd_serve.diffusion.picture import Format, encode_picture, parameters
+from ppd_serve.diffusion.request import User
+from tests.diffusion.toy import DEFAULTS
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+REQUEST = DEFAULTS.request(
+    "a cat, 夜\nin the rain",
+    negative_prompt="blur",
+    seed=7,
+    guidance_scale=2.5,
+    users=(User(np.full((1, 4), 0.123456, np.float32), 0.77),),
+    preference_scale=0.66,
+)
+TEXT = """a cat, 夜
+in the rain
+Negative prompt: blur
+Steps: 4, Sampler: ddim, CFG scale: 2.5, Seed: 7, Size: 32x32, Model: studio 1.0"""
+
+
+def test_parameters_say_everything_but_the_user() -> None:
+    assert parameters(REQUEST, "studio 1.0") == TEXT
+
+
+def test_png_is_exact_and_says_how_it_was_made() -> None:
+    image = Image.open(io.BytesIO(encode_picture(PIXELS, "png", TEXT)))
+    assert image.format == "PNG" and image.text == {"parameters": TEXT}
+    assert np.array_equal(np.asarray(image), PIXELS)
+    assert not Image.open(io.BytesIO(encode_picture(PIXELS))).text
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_webp_and_jpeg_say_it_in_exif(format: Format) -> None:
+    image = Image.open(io.BytesIO(encode_picture(PIXELS, format, TEXT)))
+    assert image.format == format.upper() and image.size == (32, 24)
+    comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == TEXT
