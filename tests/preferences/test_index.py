@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from pathlib import Path
 
@@ -79,8 +80,6 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule()
     def reload(self) -> None:
-        import tempfile
-
         with tempfile.TemporaryDirectory() as directory:
             self.index.sequence += 1
             self.index.save(directory)
@@ -134,6 +133,27 @@ def test_a_reused_slot_never_answers_for_its_last_owner(index: UserIndex) -> Non
     assert index.get("user3") is None
     names = [name for name, _ in index.search(embedding(3).mean(0), 10)]
     assert "user3" not in names and "new" in names and len(names) == 7
+
+
+def test_other_prefixes_in_the_way_do_not_shorten_the_answer() -> None:
+    index = UserIndex("space", 1, 2)
+    for number in range(50):
+        index.put(f"p/{number}", 1, np.array([[1, 0.01 * number]]))
+    for number in range(3):
+        index.put(f"q/{number}", 1, np.array([[-1, 1.0 + number]]))
+    found = index.search(np.array([1, 0]), 2, prefix="q/")
+    assert [name for name, _ in found] == ["q/2", "q/1"]
+
+
+def test_deleted_users_do_not_crowd_out_the_distant_ones() -> None:
+    index = UserIndex("space", 1, 2)
+    for number in range(50):
+        index.put(f"gone{number}", 1, np.array([[1, 0.0]]))
+    index.put("opposite", 1, np.array([[-1, 0.0]]))
+    index.put("average", 1, np.zeros((1, 2)))
+    for number in range(50):
+        index.delete(f"gone{number}")
+    assert index.search(np.array([1, 0]), 3) == [("opposite", -1.0)]
 
 
 def test_deleting_and_putting_reuses_space(index: UserIndex) -> None:
