@@ -7,7 +7,8 @@
     adapter/ip_adapter.safetensors
     encoder/                     the VLM, its few-shot prompt and fitted transform
 
-A part is a path inside the directory, or a hub id with a revision. Weights are safetensors only.
+A part is a path inside the directory, or a path of a hub repository at a revision. Weights are
+safetensors only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ppd_serve.diffusion.backbone import Backbone, load_backbone, refuse_pickles
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
-from ppd_serve.errors import ReleaseError
+from ppd_serve.errors import InvalidInput, ReleaseError
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
@@ -33,7 +34,10 @@ MANIFEST = "release.json"
 
 
 class Source(BaseModel):
-    """Where a part is: ``path`` inside the release, or ``hub_id`` at ``revision``."""
+    """Where a part is: ``path`` inside the release or, with ``hub_id``, inside that repository.
+
+    A hub part without a path is the whole repository.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +54,7 @@ class Source(BaseModel):
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
-        if bool(self.path) == bool(self.hub_id) or bool(self.hub_id) != bool(self.revision):
+        if not (self.path or self.hub_id) or bool(self.hub_id) != bool(self.revision):
             raise ValueError("needs a path, or a hub_id with a revision")
         return self
 
@@ -100,7 +104,16 @@ class Release:
     @property
     def backbone_path(self) -> Path:
         """A directory that stock diffusers loads; fetched first if the hub has it."""
-        return self._locate(self.manifest.backbone)
+        source = self.manifest.backbone
+        if not source.hub_id:
+            return self._locate(source)
+        from diffusers import DiffusionPipeline  # it knows which files a pipeline needs
+
+        return Path(
+            DiffusionPipeline.download(
+                source.hub_id, revision=source.revision, use_safetensors=True, safety_checker=None
+            )
+        )
 
     @property
     def adapter_path(self) -> Path | None:
@@ -114,7 +127,15 @@ class Release:
     def load_backbone(
         self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Backbone:
-        return load_backbone(self.backbone_path, device, dtype)
+        """The backbone, able to do what ``defaults`` promise. ReleaseError if it is not."""
+        backbone = load_backbone(self.backbone_path, device, dtype)
+        try:
+            backbone.schedule(self.defaults.sampler, self.defaults.steps)
+            for width, height in self.defaults.sizes:
+                backbone.latent_shape(width, height)
+        except InvalidInput as error:
+            raise ReleaseError(f"{MANIFEST}: defaults: {error}") from None
+        return backbone
 
     def load_adapter(self, backbone: Backbone) -> UserAdapter | None:
         """The adapter, installed on this backbone's denoiser."""
@@ -138,7 +159,7 @@ class Release:
         refuse_pickles(self.path)
         parts = (self.manifest.backbone, self.manifest.adapter, self.manifest.encoder)
         for part in parts:
-            if part is not None and part.path and not (self.path / part.path).exists():
+            if part is not None and not part.hub_id and not self._locate(part).exists():
                 raise ReleaseError(f"{part.path} is missing")
         for name, checksum in self.manifest.checksums.items():
             if not (self.path / name).is_file():
@@ -165,15 +186,15 @@ class Release:
             raise ReleaseError(f"the adapter reads {adapter.embedding_dim} numbers, not {shape[1]}")
 
     def _locate(self, source: Source) -> Path:
-        if source.path:
-            return self.path / source.path
-        assert source.hub_id is not None
+        inside = source.path or ""
+        if not source.hub_id:
+            return self.path / inside
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
-        return Path(
-            snapshot_download(source.hub_id, revision=source.revision, allow_patterns=patterns)
-        )
+        kinds = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+        wanted = [inside] if inside.endswith(".safetensors") else [f"{inside}{k}" for k in kinds]
+        root = snapshot_download(source.hub_id, revision=source.revision, allow_patterns=wanted)
+        return Path(root) / inside
 
 
 def load_release(path: str | os.PathLike[str]) -> Release:

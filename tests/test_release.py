@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -136,4 +137,40 @@ def test_parts_it_does_not_have(release: Release) -> None:
     plain.check()
     assert plain.adapter_path is None and plain.encoder_path is None
     assert plain.load_adapter(plain.load_backbone()) is None
-    assert Source(hub_id="a/b", revision="main").path is None
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"sampler": "magic"}, "sampler"), ({"sizes": ((60, 64),)}, "width"), ({"steps": 0}, "steps")],
+)
+def test_defaults_must_be_possible(release: Release, change: dict, what: str) -> None:
+    defaults = dataclasses.replace(release.defaults, **change)
+    impossible = write_release(
+        release.path, release.manifest.model_copy(update={"defaults": defaults})
+    )
+    with pytest.raises(ReleaseError, match=f"defaults: {what}"):
+        impossible.load_backbone()
+
+
+def test_parts_on_the_hub(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline's own download for a backbone, one file or folder for the rest; no network."""
+    asked: list[tuple[str, str, object]] = []
+
+    def pipeline(repo: str, *, revision: str, use_safetensors: bool, **_: object) -> str:
+        asked.append((repo, revision, use_safetensors))
+        return str(release.path / "backbone")
+
+    def snapshot(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision, allow_patterns))
+        return str(release.path)
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", pipeline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    file = "adapter/ip_adapter.safetensors"
+    remote = {
+        "backbone": Source(hub_id="some/sd", revision="r1"),
+        "adapter": Source(hub_id="our/adapter", revision="r2", path=file),
+    }
+    hub = write_release(release.path, release.manifest.model_copy(update=remote))
+    assert hub.load_adapter(hub.load_backbone()) is not None
+    assert ("some/sd", "r1", True) in asked and ("our/adapter", "r2", [file]) in asked

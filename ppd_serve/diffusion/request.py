@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,10 @@ MAX_USERS = 4
 
 
 class User(NamedTuple):
-    """One taste in a picture: an embedding ``[rows, dim]`` and how much of it (negative: away)."""
+    """One taste in a picture: an embedding ``[rows, dim]`` and how much of it (negative: away).
+
+    A plain ``(embedding, weight)`` tuple does as well.
+    """
 
     embedding: np.ndarray
     weight: float = 1.0
@@ -29,7 +33,7 @@ class GenerationRequest:
     sampler: str
     negative_prompt: str = ""
     seed: int = 0
-    users: tuple[User, ...] = ()
+    users: Sequence[tuple[np.ndarray, float]] = ()
     preference_scale: float = 1.0
     guidance_rescale: float = 0.0
 

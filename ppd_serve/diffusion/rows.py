@@ -59,11 +59,11 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     request = ticket.request
     schedule = backbone.schedule(request.sampler, request.steps)
     shape = backbone.latent_shape(request.width, request.height)
-    weights = [user.weight * request.preference_scale for user in request.users]
+    weights = [weight * request.preference_scale for _, weight in request.users]
     present = [i for i, weight in enumerate(weights) if weight]
     tokens = None
     if adapter is not None and present:
-        embeddings = np.stack([request.users[i].embedding for i in present])
+        embeddings = np.stack([request.users[i][0] for i in present])
         tokens = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
     blank = torch.zeros(shape, device=backbone.device)
     row = Row(

@@ -164,14 +164,17 @@ SCHEDULES: dict[str, Callable[[Config, int], Schedule]] = {
 
 
 def samplers(config: Config) -> tuple[str, ...]:
-    """Names of the schedules that this scheduler config allows."""
-    names = []
+    """Names of the schedules that this scheduler config allows; ReleaseError if it allows none."""
+    names, reasons = [], []
     for name, schedule in SCHEDULES.items():
         try:
             schedule(config, 2)
-        except ReleaseError:
-            continue
-        names.append(name)
+        except ReleaseError as reason:
+            reasons.append(reason)
+        else:
+            names.append(name)
+    if not names:
+        raise reasons[0]
     return tuple(names)
 
 

@@ -43,7 +43,7 @@ CHOICES: list[dict[str, Any]] = [
     {"users": (User(A),), "preference_scale": 0.0},
     {"users": (User(A),), "steps": 7, "sampler": "dpmpp_2m", "guidance_scale": 8.0},
     {"users": (User(B),), "steps": 3, "sampler": "euler_ancestral", "guidance_rescale": 0.0},
-    {"users": (User(B),), "width": 32, "height": 64, "negative_prompt": "blurred"},
+    {"users": ((B, 1.0),), "width": 32, "height": 64, "negative_prompt": "blurred"},
     {"users": (User(C),), "steps": 6, "sampler": "ddpm", "guidance_scale": 1.0},
     {"width": 32, "height": 64, "steps": 5, "prompt": "a cat on a hill at night"},
 ]
