@@ -8,10 +8,12 @@ from typing import Any
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width"><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }}
 summary {{ cursor: pointer }} code, pre {{ font: 14px/1.4 ui-monospace, monospace }}
-pre {{ background: #8881; padding: .7rem; overflow: auto }} b {{ display: inline-block; width: 5rem }}
-</style><h1>{title} {version}</h1><p>{description} The schema: <a href="openapi.json">openapi.json</a></p>
+pre {{ background: #8881; padding: .7rem; overflow: auto }}
+b {{ display: inline-block; width: 5rem }}
+</style><h1>{title} {version}</h1>
+<p>{description} The schema: <a href="openapi.json">openapi.json</a></p>
 {routes}<h2>Schemas</h2>{schemas}"""
 
 

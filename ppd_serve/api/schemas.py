@@ -107,9 +107,9 @@ class GenerateIn(Request):
     guidance_scale: (
         Annotated[float, Field(ge=LIMITS.guidance_scale[0], le=LIMITS.guidance_scale[1])] | None
     ) = None
-    preference_scale: Annotated[
-        float, Field(ge=LIMITS.preference_scale[0], le=LIMITS.preference_scale[1])
-    ] = 1.0
+    preference_scale: (
+        Annotated[float, Field(ge=LIMITS.preference_scale[0], le=LIMITS.preference_scale[1])] | None
+    ) = None
     seed: Annotated[int, Field(ge=0, le=LIMITS.seed)] | None = None
     sampler: Annotated[str, StringConstraints(max_length=64)] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
@@ -129,7 +129,7 @@ class GenerateIn(Request):
 
 
 class Problem(BaseModel):
-    """RFC 9457. ``type`` is stable; ``field`` names what is to blame, ``errors`` all such fields."""
+    """RFC 9457. ``type`` is stable; ``field`` is what is to blame, ``errors`` are all of those."""
 
     type: str
     title: str

@@ -1,0 +1,72 @@
+"""All services of one gateway, on one store and three parts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ppd_serve.api.auth import Access
+from ppd_serve.api.schemas import ReleaseOut
+from ppd_serve.api.services import Services
+from ppd_serve.gateway.feed import Feed
+from ppd_serve.gateway.generations import DrawingService
+from ppd_serve.gateway.images import ImageService
+from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
+from ppd_serve.gateway.preferences import PreferenceService
+from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.status import StatusService
+from ppd_serve.gateway.tastes import Tastes
+from ppd_serve.gateway.users import UserService
+from ppd_serve.storage.store import Store
+
+STORE_THREADS = 16
+DECODER_THREADS = 2  # a 32 MP picture takes 100 MB while it is looked at
+
+
+def build_services(
+    store: Store,
+    encoder: EncoderPort,
+    index: IndexPort,
+    diffuser: DiffuserPort,
+    release: ReleaseOut,
+    access: Access,
+    encode_wait_s: float,
+) -> Services:
+    """The store is closed when the services stop."""
+    db, decoders, tasks = (
+        Threads(STORE_THREADS, "store"),
+        Threads(DECODER_THREADS, "decode"),
+        Tasks(),
+    )
+    space = release.embedding_space
+    feed = Feed(store, db, index, space)
+    tastes = Tastes(store, db, tasks, encoder, index, feed, space, encode_wait_s)
+    drawings = DrawingService(store, db, tasks, tastes, diffuser, release)
+    status = StatusService(store, db, feed, encoder, diffuser, release)
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[None]:
+        for loop in (
+            status.watch("encoder"),
+            status.watch("diffuser"),
+            status.feed(),
+            status.sweep(),
+        ):
+            tasks.start(loop)
+        try:
+            yield
+        finally:
+            await tasks.stop()
+            db.close()
+            decoders.close()
+            store.close()
+
+    return Services(
+        users=UserService(store, db, tasks, index, feed, drawings, space),
+        preferences=PreferenceService(store, db, decoders, tasks, tastes, feed),
+        images=ImageService(store, db, decoders),
+        generations=drawings,
+        status=status,
+        access=access,
+        running=running(),
+    )

@@ -1,0 +1,70 @@
+"""The parts that the gateway talks to, as it sees them.
+
+Every call may raise ``ActorUnavailable``: the part has died, or is being started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ppd_serve.preferences.pairs import Pair
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Pictures of one prompt, one per seed. None: the release's default.
+
+    users: (embedding float32 ``[rows, dim]``, weight) of each user who has a say.
+    """
+
+    prompt: str
+    negative_prompt: str
+    seeds: Sequence[int]
+    width: int
+    height: int
+    steps: int | None
+    guidance_scale: float | None
+    sampler: str | None
+    preference_scale: float | None
+    users: Sequence[tuple[np.ndarray, float]]
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """A step of the change sequence: the newest embedding under an id, or none any more."""
+
+    sequence: int
+    id: str
+    version: int
+    values: np.ndarray | None
+
+
+class EncoderPort(Protocol):
+    async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
+        """The embedding, float32 ``[rows, dim]``, and the profile in words."""
+
+    async def beat(self) -> None:
+        """Returns when the encoder is there and warm."""
+
+
+class DiffuserPort(Protocol):
+    async def draw(self, request: DrawRequest) -> list[bytes]:
+        """PNG bytes, one per seed. Being cancelled frees the rows at the next step."""
+
+    async def beat(self) -> None: ...
+
+
+class IndexPort(Protocol):
+    async def apply(self, after: int, rows: Sequence[IndexRow]) -> int:
+        """Take the steps that follow ``after``, if that is where the index stands (−1: start over
+        from nothing, then take them); where it stands now."""
+
+    async def get(self, id: str) -> tuple[int, np.ndarray] | None:
+        """Version and embedding."""
+
+    async def search(self, key: np.ndarray, k: int, prefix: str) -> list[tuple[str, float]]:
+        """Nearest ids and cosines, of those that start with ``prefix``."""

@@ -1,0 +1,133 @@
+"""Choices: committed first, read by the encoder after, and never a 5xx in between."""
+
+from __future__ import annotations
+
+import logging
+
+from ppd_serve.api.images import check_image, decode_base64
+from ppd_serve.api.schemas import (
+    EmbeddingState,
+    ImageIn,
+    ImageOut,
+    PairOut,
+    PairsOut,
+    PreferencesIn,
+    PreferencesOut,
+)
+from ppd_serve.errors import NotFound, PPDError
+from ppd_serve.gateway.feed import Feed
+from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.tastes import Tastes
+from ppd_serve.gateway.users import embedding_state
+from ppd_serve.storage.store import AddedPairs, Embedding, Idempotency, NewImage, NewPair, Store
+
+log = logging.getLogger(__name__)
+
+
+class PreferenceService:
+    def __init__(
+        self, store: Store, db: Threads, decoders: Threads, tasks: Tasks, tastes: Tastes, feed: Feed
+    ) -> None:
+        self._store, self._db, self._decoders = store, db, decoders
+        self._tasks, self._tastes, self._feed = tasks, tastes, feed
+
+    async def add(
+        self, project: str, user_id: str, body: PreferencesIn, idempotency: Idempotency | None
+    ) -> PreferencesOut:
+        pairs = await self._decoders(_checked, body)
+        return await self._tasks.run(self._add(project, user_id, pairs, idempotency))
+
+    async def _add(
+        self, project: str, user_id: str, pairs: list[NewPair], idempotency: Idempotency | None
+    ) -> PreferencesOut:
+        added = await self._db(self._store.add_pairs, project, user_id, pairs, idempotency)
+        if added.answer is not None:
+            return PreferencesOut.model_validate(added.answer)
+        answer = await self._answer(project, added)
+        if idempotency is not None:
+            try:
+                await self._db(
+                    self._store.finish_idempotent, project, idempotency, answer.model_dump()
+                )
+            except PPDError as error:
+                log.warning("an answer was not kept: %r", error)
+        return answer
+
+    async def _answer(self, project: str, added: AddedPairs) -> PreferencesOut:
+        """The pairs are committed: from here on everything that fails means ``pending``."""
+        state, profile = None, None
+        who = (project, added.user_id, added.incarnation, added.version)
+        try:
+            taste = await self._tastes.read(*who)
+            state = EmbeddingState(
+                space=self._tastes.space,
+                version=taste.version,
+                pairs_used=taste.pairs_used,
+                status="current",
+            )
+            profile = taste.profile
+        except NotFound:
+            pass  # deleted meanwhile: there is nothing left to read
+        except PPDError as error:
+            log.warning("pairs are committed and wait for the encoder: %r", error)
+            self._tastes.read_later(*who)
+        if state is None:
+            stored = await self._stored(project, added.user_id)
+            state = embedding_state(self._tastes.space, added.version, stored)
+            profile = stored.profile if stored else None
+        return PreferencesOut(
+            user_id=added.user_id,
+            pair_ids=added.pair_ids,
+            pairs_total=added.pairs_total,
+            embedding=state,
+            profile=profile,
+        )
+
+    async def _stored(self, project: str, user_id: str) -> Embedding | None:
+        try:
+            return await self._db(self._store.get_embedding, project, user_id, self._tastes.space)
+        except PPDError:
+            return None
+
+    async def page(self, project: str, user_id: str, cursor: str | None, limit: int) -> PairsOut:
+        page = await self._db(self._store.list_pairs, project, user_id, cursor, limit)
+        pairs = [
+            PairOut(
+                pair_id=pair.pair_id,
+                prompt=pair.prompt,
+                preferred=ImageOut(image_id=pair.preferred_image_id),
+                rejected=ImageOut(image_id=pair.rejected_image_id),
+                created=pair.created,
+            )
+            for pair in page.pairs
+        ]
+        return PairsOut(pairs=pairs, next=page.next)
+
+    async def delete(self, project: str, user_id: str, pair_id: str) -> None:
+        await self._tasks.run(self._delete(project, user_id, pair_id))
+
+    async def _delete(self, project: str, user_id: str, pair_id: str) -> None:
+        user = await self._db(self._store.delete_pair, project, user_id, pair_id)
+        if user is None:
+            return
+        await self._feed.try_to_sync()  # with the last pair the embedding went, too
+        # Pictures wait for a new reading from now on: begin it.
+        self._tastes.read_later(project, user_id, user.incarnation, user.version)
+
+
+def _checked(body: PreferencesIn) -> list[NewPair]:
+    return [
+        NewPair(
+            pair.prompt,
+            _side(pair.preferred, f"pairs.{number}.preferred"),
+            _side(pair.rejected, f"pairs.{number}.rejected"),
+        )
+        for number, pair in enumerate(body.pairs)
+    ]
+
+
+def _side(image: ImageIn, field: str) -> NewImage | str:
+    if image.image_id is not None:
+        return image.image_id
+    field = f"{field}.b64_json"
+    return check_image(decode_base64(image.b64_json or "", field), field)

@@ -1,0 +1,85 @@
+"""Whether every part can do its work, known before anybody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ppd_serve.api.schemas import ReleaseOut, ReleasesOut
+from ppd_serve.errors import PPDError
+from ppd_serve.gateway.feed import Feed
+from ppd_serve.gateway.ports import DiffuserPort, EncoderPort
+from ppd_serve.gateway.running import Threads
+from ppd_serve.storage.store import Store
+
+BEAT_SECONDS = 1.0
+FRESH_SECONDS = 10.0
+SWEEP_SECONDS = 3600.0
+log = logging.getLogger(__name__)
+
+
+class StatusService:
+    """``parts``: those with a heartbeat. A beat returns only once its part is warm."""
+
+    def __init__(
+        self,
+        store: Store,
+        db: Threads,
+        feed: Feed,
+        encoder: EncoderPort,
+        diffuser: DiffuserPort,
+        release: ReleaseOut,
+    ) -> None:
+        self._store, self._db, self._feed, self._release = store, db, feed, release
+        self._parts: dict[str, EncoderPort | DiffuserPort] = {
+            "encoder": encoder,
+            "diffuser": diffuser,
+        }
+        self._seen: dict[str, float] = {}
+
+    def releases(self) -> ReleasesOut:
+        return ReleasesOut(active=self._release, known=[self._release.name])
+
+    async def missing(self) -> dict[str, str]:
+        found = {}
+        try:
+            async with asyncio.timeout(2.0):
+                await self._db(self._store.ping)
+        except (PPDError, TimeoutError):
+            found["database"] = "does not answer"
+        if self._feed.trouble is not None:
+            found["index"] = self._feed.trouble
+        for part in self._parts:
+            seen = self._seen.get(part)
+            if seen is None:
+                found[part] = "not warm yet"
+            elif time.monotonic() - seen > FRESH_SECONDS:
+                found[part] = "does not answer"
+        return found
+
+    async def watch(self, part: str) -> None:
+        """Listen to one part's heart for as long as the server runs."""
+        while True:
+            try:
+                async with asyncio.timeout(FRESH_SECONDS):
+                    await self._parts[part].beat()
+                self._seen[part] = time.monotonic()
+            except Exception as error:
+                log.info("%s: no heartbeat: %r", part, error)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def feed(self) -> None:
+        """Bring the index up to date whenever it has fallen behind or was restarted."""
+        while True:
+            await self._feed.try_to_sync(60.0)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def sweep(self) -> None:
+        """Remove what has expired."""
+        while True:
+            try:
+                await self._db(self._store.sweep)
+            except PPDError as error:
+                log.warning("could not sweep: %r", error)
+            await asyncio.sleep(SWEEP_SECONDS)

@@ -1,0 +1,110 @@
+"""The three parts, in memory, each able to be slow, to fail and to be looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ppd_serve.gateway.ports import DrawRequest, IndexRow
+from ppd_serve.preferences.index import UserIndex
+from ppd_serve.preferences.pairs import Pair
+from tests.api.doubles import png
+
+SPACE, ROWS, DIM = "space", 1, 4
+
+
+class FakeEncoder:
+    """Reads by hashing. ``gate`` holds readings back until it is set."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.began = asyncio.Event()
+        self.error: Exception | None = None
+        self.read: list[int] = []
+
+    async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
+        self.began.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        self.read.append(len(pairs))
+        return embedding(pairs), f"likes {len(pairs)}"
+
+    async def beat(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def embedding(pairs: Sequence[Pair]) -> np.ndarray:
+    text = "|".join(pair.prompt for pair in pairs)
+    digest = hashlib.sha256(text.encode()).digest()
+    return np.frombuffer(digest[:DIM], np.uint8).astype(np.float32).reshape(ROWS, DIM) - 127.5
+
+
+class FakeIndex:
+    """A real index behind the port. ``error`` makes it be away; ``restart`` makes it forget."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self.index = UserIndex(SPACE, ROWS, DIM)
+
+    async def apply(self, after: int, rows: Sequence[IndexRow]) -> int:
+        if self.error is not None:
+            raise self.error
+        if after == -1:
+            self.restart()
+        if after in (-1, self.index.sequence):
+            for row in rows:
+                if row.values is None:
+                    self.index.delete(row.id)
+                else:
+                    self.index.put(row.id, row.version, row.values)
+                self.index.sequence = row.sequence
+        return self.index.sequence
+
+    async def get(self, id: str) -> tuple[int, np.ndarray] | None:
+        if self.error is not None:
+            raise self.error
+        return self.index.get(id)
+
+    async def search(self, key: np.ndarray, k: int, prefix: str) -> list[tuple[str, float]]:
+        if self.error is not None:
+            raise self.error
+        return self.index.search(key, k, prefix)
+
+
+class FakeDiffuser:
+    """Draws one-coloured pictures; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.began = asyncio.Event()
+        self.error: Exception | None = None
+        self.asked: list[DrawRequest] = []
+        self.cancelled = 0
+
+    async def draw(self, request: DrawRequest) -> list[bytes]:
+        self.asked.append(request)
+        self.began.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return [
+            png((request.width, request.height), f"#{seed % 4096:03x}") for seed in request.seeds
+        ]
+
+    async def beat(self) -> None:
+        if self.error is not None:
+            raise self.error
