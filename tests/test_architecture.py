@@ -28,6 +28,7 @@ FORBIDDEN = {
     "ppd_serve.diffusion": {"ray", "fastapi", "starlette", "sqlalchemy", "ppd_serve.preferences"},
     "ppd_serve.preferences": {"ray", "fastapi", "starlette", "ppd_serve.diffusion"},
     "ppd_serve.storage": {"ray", "fastapi", "starlette", "torch"},
+    "ppd_serve.gateway": {"ray", "torch"},
     "ppd_client": {"ppd_serve", "training", "torch", "numpy", "PIL"},
 }
 
