@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,19 +85,19 @@ def test_deletion_leaves_nothing_of_a_user(store: Store, place: Place) -> None:
     assert store.add_pairs(P, "ann", [pair()], key).replayed is False
 
 
-def test_deletion_leaves_no_bytes_in_the_sqlite_files(store: Store, place: Place) -> None:
-    if not place.database_url.startswith("sqlite"):
-        pytest.skip("PostgreSQL's VACUUM does this")
-    path = place.database_url.removeprefix("sqlite:///")
+def test_deletion_leaves_no_bytes_in_the_sqlite_files(tmp_path: Path) -> None:
+    path = f"{tmp_path}/ppd.db"
+    store = Place(f"sqlite:///{path}", str(tmp_path / "blobs")).open()
     store.add_pairs(P, "annabella", [pair("unmistakable")])
 
     def bytes_on_disk() -> bytes:
-        return b"".join(open(path + suffix, "rb").read() for suffix in ("", "-wal"))
+        return b"".join(Path(path + suffix).read_bytes() for suffix in ("", "-wal"))
 
     assert b"unmistakable" in bytes_on_disk()
     store.delete_user(P, "annabella")
     assert b"unmistakable" not in bytes_on_disk() and b"annabella" not in bytes_on_disk()
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    store.close()
 
 
 def test_deletion_spares_what_another_user_also_uses(store: Store, place: Place) -> None:
