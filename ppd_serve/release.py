@@ -16,66 +16,21 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ppd_serve.diffusion.backbone import Backbone, load_backbone, refuse_pickles
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
+from ppd_serve.manifest import MANIFEST, Manifest, Source, read_manifest
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
 
-MANIFEST = "release.json"
-
-
-class Source(BaseModel):
-    """Where a part is: ``path`` inside the release or, with ``hub_id``, inside that repository.
-
-    A hub part without a path is the whole repository.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str | None = None
-    hub_id: str | None = None
-    revision: str | None = None
-
-    @field_validator("path")
-    @classmethod
-    def _stays_inside(cls, path: str | None) -> str | None:
-        if path and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
-            raise ValueError("must stay inside the release")
-        return path
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Source:
-        if not (self.path or self.hub_id) or bool(self.hub_id) != bool(self.revision):
-            raise ValueError("needs a path, or a hub_id with a revision")
-        return self
-
-
-class Manifest(BaseModel):
-    """``release.json``. ``embedding_shape`` is ``(rows, dim)``, ``checksums`` SHA-256 by path."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    version: str
-    backbone: Source
-    adapter: Source | None = None
-    encoder: Source | None = None
-    embedding_space: str | None = None
-    embedding_shape: tuple[int, int] | None = None
-    defaults: Defaults
-    example_prompts: list[str] = Field(default_factory=list)
-    training: dict[str, Any] = Field(default_factory=dict)
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    checksums: dict[str, str] = Field(default_factory=dict)
+__all__ = ["MANIFEST", "Manifest", "Release", "Source", "load_release", "write_release"]
 
 
 @dataclass(frozen=True)
@@ -199,16 +154,7 @@ class Release:
 
 def load_release(path: str | os.PathLike[str]) -> Release:
     """Read ``release.json`` of a directory. ReleaseError if there is none or it is not valid."""
-    path = Path(path)
-    try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-    except OSError:
-        raise ReleaseError(f"{path.name} holds no {MANIFEST}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ReleaseError(f"{MANIFEST}: {where}: {first['msg']}") from None
-    return Release(path, manifest)
+    return Release(Path(path), read_manifest(path))
 
 
 def write_release(path: str | os.PathLike[str], manifest: Manifest) -> Release:

@@ -1,0 +1,72 @@
+"""``release.json``: what a release says of itself. Reading it loads no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ppd_serve.diffusion.request import Defaults
+from ppd_serve.errors import ReleaseError
+
+MANIFEST = "release.json"
+
+
+class Source(BaseModel):
+    """Where a part is: ``path`` inside the release or, with ``hub_id``, inside that repository.
+
+    A hub part without a path is the whole repository.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str | None) -> str | None:
+        if path and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
+            raise ValueError("must stay inside the release")
+        return path
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if not (self.path or self.hub_id) or bool(self.hub_id) != bool(self.revision):
+            raise ValueError("needs a path, or a hub_id with a revision")
+        return self
+
+
+class Manifest(BaseModel):
+    """``release.json``. ``embedding_shape`` is ``(rows, dim)``, ``checksums`` SHA-256 by path."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: str
+    backbone: Source
+    adapter: Source | None = None
+    encoder: Source | None = None
+    embedding_space: str | None = None
+    embedding_shape: tuple[int, int] | None = None
+    defaults: Defaults
+    example_prompts: list[str] = Field(default_factory=list)
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    checksums: dict[str, str] = Field(default_factory=dict)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """``release.json`` of a directory. ReleaseError if there is none or it is not valid."""
+    path = Path(path)
+    try:
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except OSError:
+        raise ReleaseError(f"{path.name} holds no {MANIFEST}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ReleaseError(f"{MANIFEST}: {where}: {first['msg']}") from None
