@@ -108,6 +108,9 @@ class UserAttnProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
+        grid = hidden_states.shape  # Stable Cascade's blocks come as [B, C, h, w]
+        if len(grid) == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
         B, Q, _ = hidden_states.shape
         if attn.norm_cross:
             encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
@@ -128,6 +131,8 @@ class UserAttnProcessor:
 
         out = out.transpose(1, 2).reshape(B, Q, -1).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](out))
+        if len(grid) == 4:
+            out = out.transpose(1, 2).reshape(grid)
         return out / attn.rescale_output_factor
 
 

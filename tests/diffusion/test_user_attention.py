@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableCascadeUNet, UNet2DConditionModel
+from diffusers.models.unets.unet_stable_cascade import SDCascadeAttnBlock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -193,3 +194,45 @@ def test_sdxl_s_unet_takes_the_same_class() -> None:
     with adapter.condition(tokens, torch.tensor([[1.0], [0.0]])):
         out = unet(*inputs, added_cond_kwargs=added).sample
     assert torch.equal(out[1], base[1]) and (out[0] - base[0]).abs().max() > 1e-2
+
+
+def test_stable_cascade_s_blocks_take_the_same_class() -> None:
+    """Stage C, the paper's own backbone, has no IP-Adapter in diffusers but plain attentions."""
+    torch.manual_seed(0)
+    stage_c = StableCascadeUNet(
+        timestep_ratio_embedding_dim=8,
+        conditioning_dim=24,
+        block_out_channels=(32, 32),
+        num_attention_heads=(4, 4),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        down_blocks_repeat_mappers=(1, 1),
+        block_types_per_layer=(
+            ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),
+        )
+        * 2,
+        clip_text_in_channels=24,
+        clip_text_pooled_in_channels=24,
+        clip_image_in_channels=24,
+        clip_seq=1,
+        switch_level=(False,),
+    ).eval()
+    for parameter in stage_c.parameters():  # some start at zero, and would hide every effect
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = {
+        "sample": torch.randn(2, 16, 4, 4),
+        "timestep_ratio": torch.tensor([0.5, 0.9]),
+        "clip_text_pooled": torch.randn(2, 1, 24),
+        "clip_text": torch.randn(2, 7, 24),
+        "clip_img": torch.randn(2, 1, 24),
+    }
+    base = stage_c(**inputs).sample
+    blocks = [m for m in stage_c.modules() if isinstance(m, SDCascadeAttnBlock)]
+    adapter = UserAdapter([block.attention for block in blocks], EMBEDDING_DIM)
+    for branch in adapter.branches:
+        torch.nn.init.normal_(branch.to_v_ip.weight, std=0.5)
+    assert torch.equal(stage_c(**inputs).sample, base)
+    tokens = adapter.project(embeddings(2))[:, None]
+    with adapter.condition(tokens, torch.tensor([[0.0], [1.0]])):
+        out = stage_c(**inputs).sample
+    assert torch.equal(out[0], base[0]) and (out[1] - base[1]).abs().max() > 1e-2
