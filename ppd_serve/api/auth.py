@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Annotated
@@ -18,18 +19,27 @@ LINK_SECONDS = 3600
 
 class Access:
     """``keys``: API key → project; without keys everybody is the project ``default``.
-    ``secret`` signs links; ``public_url`` is where clients reach us (default: as they asked)."""
+    ``secret`` signs links; ``public_url`` is where clients reach us (default: as they asked).
+    ``loopback_only``: without keys, calls that came in over a network are refused."""
 
     def __init__(
-        self, secret: bytes, keys: Mapping[str, str] | None = None, public_url: str | None = None
+        self,
+        secret: bytes,
+        keys: Mapping[str, str] | None = None,
+        public_url: str | None = None,
+        loopback_only: bool = False,
     ) -> None:
         self._secret = secret
+        self._loopback_only = loopback_only
         self._projects = {_digest(key): project for key, project in (keys or {}).items()}
         self._public_url = public_url
 
-    def project(self, authorization: str | None) -> str:
-        """The project of an ``Authorization`` header. Raises ``Unauthorized``."""
+    def project(self, authorization: str | None, server: str | None = None) -> str:
+        """The project of an ``Authorization`` header; ``server``: the address that was called.
+        Raises ``Unauthorized``, ``Forbidden``."""
         if not self._projects:
+            if self._loopback_only and not (server and is_loopback(server)):
+                raise Forbidden("Without API keys only loopback is served")
             return DEFAULT_PROJECT
         scheme, _, key = (authorization or "").partition(" ")
         # Looked up by digest: how long that takes tells nothing about the keys.
@@ -59,6 +69,14 @@ class Access:
         return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the name ``localhost``, can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -70,7 +88,10 @@ def access(request: Request) -> Access:
 
 def project(request: Request) -> str:
     """Dependency of every route that belongs to somebody."""
-    return access(request).project(request.headers.get("authorization"))
+    server = request.scope.get("server")
+    return access(request).project(
+        request.headers.get("authorization"), server[0] if server else None
+    )
 
 
 Project = Annotated[str, Depends(project)]

@@ -12,6 +12,7 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppd_serve.api.problems import MEDIA_TYPE, problem
@@ -43,6 +44,12 @@ class Edge:
         except Exception as error:
             log.error("unexpected error at %s", scope["path"], exc_info=error)
         await exchange.finish()
+
+
+def in_proxy() -> list[Middleware]:
+    """What Ray Serve's HTTP proxy puts in front of the app, when its environment says so:
+    ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ppd_serve.api.edge:in_proxy``."""
+    return [Middleware(Edge, proxy=True)]
 
 
 class _Exchange:

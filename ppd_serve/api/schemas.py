@@ -247,7 +247,7 @@ class ReleaseOut(BaseModel):
     encoder: str
     embedding_space: str
     sizes: list[tuple[int, int]]
-    samplers: list[str]
+    samplers: list[str] = []
     limits: Limits = LIMITS
     example_prompts: list[str] = []
     metrics: dict[str, Any] = {}

@@ -84,7 +84,7 @@ class Generations(Protocol):
 
 
 class Status(Protocol):
-    def releases(self) -> ReleasesOut: ...
+    async def releases(self) -> ReleasesOut: ...
 
     async def missing(self) -> dict[str, str]:
         """Part → what is wrong with it; empty when everything is ready. Cheap."""

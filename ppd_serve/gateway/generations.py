@@ -74,8 +74,6 @@ class DrawingService:
 
     async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
         size = self._size(body)
-        if body.sampler is not None and body.sampler not in self._release.samplers:
-            raise InvalidInput("Not a sampler of this release, see /releases", field="sampler")
         if idempotency is not None:
             return await self._join(project, body, size, idempotency)
         job = Job()

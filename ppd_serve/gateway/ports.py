@@ -53,9 +53,14 @@ class EncoderPort(Protocol):
 
 class DiffuserPort(Protocol):
     async def draw(self, request: DrawRequest) -> list[bytes]:
-        """PNG bytes, one per seed. Being cancelled frees the rows at the next step."""
+        """PNG bytes, one per seed. Being cancelled frees the rows at the next step. Raises
+        ``InvalidInput`` for what the backbone can't do."""
 
-    async def beat(self) -> None: ...
+    async def beat(self) -> None:
+        """Returns when the diffuser is there and warm."""
+
+    async def samplers(self) -> list[str]:
+        """The samplers of the backbone."""
 
 
 class IndexPort(Protocol):

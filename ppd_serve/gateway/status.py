@@ -32,14 +32,17 @@ class StatusService:
         release: ReleaseOut,
     ) -> None:
         self._store, self._db, self._feed, self._release = store, db, feed, release
+        self._diffuser = diffuser
         self._parts: dict[str, EncoderPort | DiffuserPort] = {
             "encoder": encoder,
             "diffuser": diffuser,
         }
         self._seen: dict[str, float] = {}
 
-    def releases(self) -> ReleasesOut:
-        return ReleasesOut(active=self._release, known=[self._release.name])
+    async def releases(self) -> ReleasesOut:
+        samplers = await self._diffuser.samplers()
+        active = self._release.model_copy(update={"samplers": samplers})
+        return ReleasesOut(active=active, known=[active.name])
 
     async def missing(self) -> dict[str, str]:
         found = {}

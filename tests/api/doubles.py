@@ -128,7 +128,7 @@ class MemoryGenerations(Memory):
 
 
 class MemoryStatus(Memory):
-    def releases(self) -> schemas.ReleasesOut:
+    async def releases(self) -> schemas.ReleasesOut:
         self._check("releases")
         active = schemas.ReleaseOut(
             name="studio", version="1", backbone="b", encoder="e", embedding_space="s",

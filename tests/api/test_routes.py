@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -128,3 +129,13 @@ async def test_links_open_one_picture_for_an_hour(
     now = auth.time.time()
     monkeypatch.setattr(auth.time, "time", lambda: now + 3601)
     assert (await keyed.get(link)).status_code == 403
+
+
+async def test_without_keys_only_loopback_is_served() -> None:
+    services = memory()
+    open_access = auth.Access(b"secret", loopback_only=True)
+    transport = httpx.ASGITransport(create_app(dataclasses.replace(services, access=open_access)))
+    async with httpx.AsyncClient(transport=transport) as http:
+        for host, status in {"127.0.0.1": 201, "10.0.0.7": 403, "[::1]": 201}.items():
+            assert (await http.put(f"http://{host}/users/u{len(host)}")).status_code == status
+            assert (await http.get(f"http://{host}/healthz")).status_code == 200

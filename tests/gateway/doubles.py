@@ -108,3 +108,6 @@ class FakeDiffuser:
     async def beat(self) -> None:
         if self.error is not None:
             raise self.error
+
+    async def samplers(self) -> list[str]:
+        return ["ddim"]

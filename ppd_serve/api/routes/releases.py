@@ -15,4 +15,4 @@ router = APIRouter(tags=["releases"])
 @router.get("/releases", responses=documented())
 async def get_releases(project: Project, services: ServicesDep) -> ReleasesOut:
     """The release in use, its sizes, samplers and limits."""
-    return services.status.releases()
+    return await services.status.releases()

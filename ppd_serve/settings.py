@@ -1,0 +1,142 @@
+"""Every knob, once.
+
+Flags of ``ppd serve`` beat ``PPD_*`` variables (``PPD_ENCODER__THREADS=2`` for a part's own), which
+beat the ``args:`` of the configuration file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+STUDIO = Path(__file__).parent / "assets" / "studio"
+CORES = os.cpu_count() or 1
+
+
+class Part(BaseModel):
+    """Where a part runs. ``cpus`` and ``gpus`` are what Ray reserves; ``threads`` is what torch
+    uses, which Ray would otherwise make 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpus: float = Field(0.1, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    threads: int = Field(1, ge=1)
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class EncoderPart(Part):
+    threads: int = Field(min(2, CORES), ge=1)
+    quantisation: Literal["4bit"] | None = None
+
+
+class DiffuserPart(Part):
+    """``rows`` are denoised together, ``queue`` more pictures may wait."""
+
+    threads: int = Field(CORES, ge=1)
+    rows: int = Field(16, ge=1)
+    queue: int = Field(256, ge=0)
+
+
+class Settings(BaseSettings):
+    """What ``ppd serve`` can be told.
+
+    data: directory for the database, pictures and the index, unless ``database_url`` and
+    ``blob_url`` (fsspec) say otherwise. api_keys: key → project. link_secret: signs picture links;
+    made and kept in ``data`` if not given. encode_wait_s: how long a call waits for the encoder.
+    drain_s: how long a stopping server waits for what is being drawn. ray_address: a running
+    cluster; without one, a private Ray is started.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="PPD_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    release: Path = STUDIO
+    data: Path = Path("data")
+    database_url: str | None = None
+    blob_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    public_url: str | None = None
+    api_keys: dict[str, str] = Field(default_factory=dict, repr=False)
+    allow_unauthenticated: bool = False
+    link_secret: SecretStr | None = None
+    encode_wait_s: float = Field(10.0, gt=0, le=600)
+    drain_s: float = Field(120.0, gt=0)
+    index_save_s: float = Field(30.0, gt=0)
+    gateways: int = Field(1, ge=1)
+    gateway: Part = Part()
+    index: Part = Part()
+    encoder: EncoderPart = EncoderPart()
+    diffuser: DiffuserPart = DiffuserPart()
+    ray_address: str | None = None
+
+    @field_validator("release", "data")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()  # other processes have other working directories
+
+    @field_validator("api_keys")
+    @classmethod
+    def _projects(cls, keys: dict[str, str]) -> dict[str, str]:
+        for key, project in keys.items():
+            if len(key) < 16:
+                raise ValueError("a key needs at least 16 characters")
+            if not project.replace("-", "").replace("_", "").isalnum() or not project.isascii():
+                raise ValueError("a project is letters, digits, - and _")
+        return keys
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        shared = self.database_url and not self.database_url.startswith("sqlite") and self.blob_url
+        if not shared and (self.gateways > 1 or self.ray_address):
+            raise ValueError(
+                "more replicas or nodes need PostgreSQL (database_url) and a shared blob_url"
+            )
+        if self.gateways > 1 and self.link_secret is None:
+            raise ValueError("more replicas need one link_secret")
+        return self
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data / 'ppd.db'}"
+
+    @property
+    def blobs(self) -> str:
+        return self.blob_url or str(self.data / "blobs")
+
+    @classmethod
+    def load(
+        cls, file: Mapping[str, Any] | None = None, flags: Mapping[str, Any] | None = None
+    ) -> Settings:
+        """Flags over ``PPD_*`` over the file's ``args``. Raises pydantic's ``ValidationError``."""
+
+        class Layers(cls):  # type: ignore[misc, valid-type]
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                **others: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return (
+                    init_settings,
+                    env_settings,
+                    InitSettingsSource(settings_cls, dict(file or {})),
+                )
+
+        layers = Layers(**(flags or {}))
+        return cls.model_construct(**{name: getattr(layers, name) for name in cls.model_fields})
