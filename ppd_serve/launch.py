@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -64,36 +65,18 @@ def launch(settings: Settings) -> None:
         stop.set()
         raise SystemExit(0)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    _on_signals(on_signal)
     _wait_for_port(settings.host, settings.port)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
 
-    import ray
-    from ray import serve
-
-    from ppd_serve.serve_app import APP, application
+    from ppd_serve import serve_app
 
     # Everything of this Ray lies in a directory and on ports of its own: what a killed server may
     # have left running can't be mistaken for it. The kernel ends Ray's processes with this one.
     scratch = tempfile.mkdtemp(prefix="ppd-")
     try:
-        if settings.ray_address:
-            ray.init(settings.ray_address)
-        else:
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=200 * 2**20,
-                _temp_dir=scratch,
-                logging_level="ERROR",
-            )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)  # Ray put its own in place
-        logging: Any = {"log_level": "WARNING", "enable_access_log": False}
-        address = {"host": settings.host, "port": settings.port}
-        serve.start(http_options=address, logging_config=logging)
-        serve.run(application(settings), name=APP, route_prefix="/", logging_config=logging)
+        serve_app.start(settings, scratch)
+        _on_signals(on_signal)  # Ray put its own in place
         url = _url(settings.host, settings.port)
         _wait_until_ready(url)
         print(f"ready {url}", flush=True)
@@ -101,13 +84,13 @@ def launch(settings: Settings) -> None:
             pass
     finally:
         stop.set()
-        if ray.is_initialized():
-            if settings.ray_address:
-                serve.delete(APP)
-            else:
-                serve.shutdown()
-            ray.shutdown()
+        serve_app.stop(settings)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _url(host: str, port: int) -> str:
