@@ -1,4 +1,4 @@
-"""A whole tiny release that can be served: the tiny backbone and adapter, and a real, random VLM."""
+"""A tiny release that can be served: random backbone, adapter and VLM, of the real classes."""
 
 from __future__ import annotations
 

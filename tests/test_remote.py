@@ -1,0 +1,74 @@
+"""What a part raises, and what becomes of it, as the gateway sees it through a real Ray actor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from ppd_serve.errors import ActorUnavailable, PPDError
+from ppd_serve.serve_app import Remote
+from tests.api.doubles import every_error
+
+pytestmark = pytest.mark.slow
+
+
+class Part:
+    async def get(self, id: str) -> None:
+        """Raise the error class of this name, or die."""
+        if id == "die":
+            os._exit(1)
+        for cls in every_error():
+            if cls.__name__ == id:
+                raise cls("why", field="where", retry_after=7.0)
+        raise RuntimeError("a bug with a password in it")
+
+
+@pytest.fixture(scope="module")
+def actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    here = str(Path(__file__).parents[1])
+    ray.init(
+        "local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        logging_level="ERROR",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": here}},
+    )
+    yield ray.remote(num_cpus=0)(Part)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def remote(actors: Any) -> Remote:
+    return Remote(actors.remote())
+
+
+@pytest.mark.parametrize("cls", every_error(), ids=lambda cls: cls.__name__)
+async def test_every_error_class_survives_the_trip(remote: Remote, cls: type[PPDError]) -> None:
+    with pytest.raises(PPDError) as caught:
+        await remote.get(cls.__name__)
+    error = caught.value
+    assert type(error) is cls
+    assert (error.detail, error.field, error.retry_after) == ("why", "where", 7.0)
+
+
+async def test_a_bug_in_a_part_tells_nothing(remote: Remote) -> None:
+    with pytest.raises(PPDError) as caught:
+        await remote.get("bug")
+    assert (type(caught.value), caught.value.status) == (PPDError, 500)
+    assert "password" not in str(caught.value)
+
+
+async def test_a_part_that_dies_is_unavailable(actors: Any) -> None:
+    remote = Remote(actors.remote())
+    for _ in range(2):
+        with pytest.raises(ActorUnavailable) as caught:
+            await remote.get("die")
+        assert caught.value.retry_after
