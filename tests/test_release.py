@@ -132,7 +132,7 @@ def test_a_directory_without_manifest_or_pipeline(tmp_path: Path, release: Relea
 
 
 def test_parts_it_does_not_have(release: Release) -> None:
-    bare = release.manifest.model_copy(update={"adapter": None})
+    bare = release.manifest.model_copy(update={"adapter": None, "encoder": None})
     plain = write_release(release.path, bare)
     plain.check()
     assert plain.adapter_path is None and plain.encoder_path is None

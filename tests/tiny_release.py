@@ -16,15 +16,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.preferences.encoder import embedding_space
 from ppd_serve.release import Manifest, Release, Source, write_release
+from tests import tiny_encoder
 
-EMBEDDING_ROWS, EMBEDDING_DIM = 2, 12
+EMBEDDING_ROWS, EMBEDDING_DIM = tiny_encoder.ROWS, tiny_encoder.DIM
 
 
 def make_tiny_release(path: str | Path, seed: int = 0) -> Release:
     """Write a random release to ``path``: 64 px (4×4 latents at f16), and 32×64.
 
-    Its adapter is not zero: users' pictures differ visibly. The same seed writes the same weights.
+    Its adapter is not zero and its encoder tells pairs apart: users' pictures differ visibly.
+    The same seed writes the same weights.
     """
     path = Path(path)
     with torch.random.fork_rng(devices=[]):
@@ -35,6 +38,7 @@ def make_tiny_release(path: str | Path, seed: int = 0) -> Release:
             torch.nn.init.normal_(branch.to_v_ip.weight, std=0.5)
     adapter.save(path / "adapter" / "ip_adapter.safetensors")
     pipeline.save_pretrained(path / "backbone", safe_serialization=True)
+    encoder = tiny_encoder.make_tiny_encoder(path / "encoder", seed)
     return write_release(
         path,
         Manifest(
@@ -42,7 +46,8 @@ def make_tiny_release(path: str | Path, seed: int = 0) -> Release:
             version="1.0",
             backbone=Source(path="backbone"),
             adapter=Source(path="adapter/ip_adapter.safetensors"),
-            embedding_space="tiny",
+            encoder=Source(path="encoder"),
+            embedding_space=embedding_space(encoder, dtype="float32", quantisation=None),
             embedding_shape=(EMBEDDING_ROWS, EMBEDDING_DIM),
             defaults=Defaults(
                 sizes=((64, 64), (32, 64)),
