@@ -1,0 +1,64 @@
+"""``python -m training``: bootstrap, evaluate, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+WORK = Path("runs/studio")
+DEFAULT_RELEASE = Path("ppd_serve/assets/studio")
+
+
+@app.command()
+def demo(out: Path = Path("demo.png")) -> None:
+    """Start the server, make four choices, draw with and without the taste."""
+    from training.demo import run
+
+    raise typer.Exit(run(out))
+
+
+@app.command()
+def bootstrap(
+    out: Annotated[Path, typer.Option(help="Release directory to write.")],
+    work: Annotated[Path, typer.Option(help="Pools, checkpoints and logs; resumed from.")] = WORK,
+    budget: Annotated[str, typer.Option(help="tiny, cpu or cuda")] = "cpu",
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Rebuild the embedded default from nothing."""
+    from training.bootstrap import BUDGETS, Bootstrap
+
+    if budget not in BUDGETS:
+        raise typer.BadParameter(f"must be one of {', '.join(BUDGETS)}", param_hint="--budget")
+    Bootstrap(work, BUDGETS[budget], seed=seed, threads=threads).release(out, version="1")
+
+
+@app.command()
+def evaluate(
+    release: Path = DEFAULT_RELEASE,
+    out: Path = Path("runs/report"),
+    work: Path = WORK,
+    split: str = "test",
+    users: int = 1000,
+    side_users: int = 300,
+) -> None:
+    """Judge a release on new users and held-out captions; JSON, Markdown and a contact sheet."""
+    from training.data.pool import load_pool
+    from training.evaluate.run import POOL_SIZE, markdown, write_report
+    from training.evaluate.run import evaluate as judge
+    from training.evaluate.studio import new_panel
+
+    report, outcomes = judge(release, split=split, users=users, side_users=side_users, work=work)
+    panel = new_panel(
+        split, users, load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
+    )
+    write_report(report, outcomes, panel.captions, out)
+    typer.echo(markdown(report))
+
+
+if __name__ == "__main__":
+    app()

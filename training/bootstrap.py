@@ -1,0 +1,303 @@
+"""``python -m training bootstrap``: the embedded default from nothing.
+
+Stages, each resumable and skipped once its result is on disk: paint the pools, autoencoder, look,
+content judge, base, profile, readings and transform, adapter (and the population control), decoder,
+release, report. Everything about size and length stands in ``Budget``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from safetensors.numpy import save_file
+from transformers import AutoProcessor, CLIPTextModel, Idefics3ForConditionalGeneration
+
+from ppd_serve.diffusion.request import Defaults
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.preferences.encoder import CHUNK, embedding_space
+from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
+from ppd_serve.release import Manifest, Source, write_release
+from training import autoencoder, base, preference, vlm
+from training.data.fingerprint import FROZEN
+from training.data.pool import PairSampler, Pool, load_pool
+from training.data.users import people
+from training.data.world import CAPTIONS, SIDE
+from training.evaluate.run import CONTROLS
+from training.evaluate.studio import taste_features
+from training.preference import Audience, Picture
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything. ``cpu`` is what two cores do in about three hours."""
+
+    pool: int = 20_000
+    dev_pool: int = 2_000
+    autoencoder_steps: int = 1_900
+    decoder_steps: int = 3_000
+    look_steps: int = 1_500
+    base_steps: int = 4_000
+    profile_steps: int = 2_000
+    people: int = 2_000
+    readings: int = 6
+    directions: int = 16
+    adapter_steps: int = 1_400
+    population_steps: int = 1_400
+
+
+BUDGETS = {
+    "cpu": Budget(),
+    "tiny": Budget(
+        pool=1_000, dev_pool=500, autoencoder_steps=60, decoder_steps=20, look_steps=150,
+        base_steps=60, profile_steps=120, people=200, readings=3, adapter_steps=40,
+        population_steps=10,
+    ),
+    "cuda": Budget(
+        pool=60_000, autoencoder_steps=20_000, decoder_steps=20_000, look_steps=6_000,
+        base_steps=40_000, profile_steps=10_000, people=10_000, adapter_steps=6_000,
+        population_steps=6_000,
+    ),
+}  # fmt: skip
+
+
+class Bootstrap:
+    """The stages over one working directory. Methods are in the order they run."""
+
+    def __init__(
+        self, work: Path, budget: Budget, *, seed: int = 0, threads: int | None = None
+    ) -> None:
+        self.work, self.budget, self.seed = work, budget, seed
+        if threads:
+            torch.set_num_threads(threads)
+        work.mkdir(parents=True, exist_ok=True)
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def pool(self, name: str = "train") -> Pool:
+        count = self.budget.pool if name == "train" else self.budget.dev_pool
+        return load_pool(self.work / "pool", name, count)
+
+    def once(self, name: str, make: Callable[[], None]) -> Path:
+        """Run ``make`` unless its directory or file is there; it must create it last."""
+        path = self.work / name
+        if not path.exists():
+            torch.manual_seed(self.seed)
+            make()
+        return path
+
+    # --- backbone -----------------------------------------------------------------------------
+
+    def vae_core(self) -> AutoencoderTiny:
+        def make() -> None:
+            vae = autoencoder.new_autoencoder()
+            autoencoder.core_stage(
+                vae, self.pool().images, self.pool("dev").images[:32], self.work,
+                steps=self.budget.autoencoder_steps, seed=self.seed,
+            ).run()  # fmt: skip
+            vae.save_pretrained(self.work / "vae-core")
+
+        return AutoencoderTiny.from_pretrained(self.once("vae-core", make))
+
+    def latents(self) -> torch.Tensor:
+        """Raw latents of the training pool; divide by their spread before use."""
+
+        def make() -> None:
+            torch.save(
+                base.encode_pool(self.vae_core(), self.pool().images), self.work / "latents.pt"
+            )
+
+        return torch.load(self.once("latents.pt", make), weights_only=True)
+
+    def base(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+        def make() -> None:
+            latents = self.latents()
+            tokenizer = base.new_tokenizer()
+            text, unet = base.new_text_encoder(tokenizer), base.new_unet()
+            base.base_stage(
+                unet, text, tokenizer, latents / latents.std(), self.pool().captions, self.work,
+                steps=self.budget.base_steps, seed=self.seed,
+            ).run()  # fmt: skip
+            text.save_pretrained(self.work / "text")
+            unet.save_pretrained(self.work / "unet")
+
+        unet = UNet2DConditionModel.from_pretrained(self.once("unet", make))
+        return unet.eval(), CLIPTextModel.from_pretrained(self.work / "text").eval()
+
+    def vae(self) -> AutoencoderTiny:
+        def make() -> None:
+            vae = self.vae_core()
+            autoencoder.decoder_stage(
+                vae, self.pool().images, self.pool("dev").images[:32], self.work,
+                steps=self.budget.decoder_steps, seed=self.seed,
+            ).run()  # fmt: skip
+            vae.save_pretrained(self.work / "vae")
+
+        return AutoencoderTiny.from_pretrained(self.once("vae", make))
+
+    # --- encoder ------------------------------------------------------------------------------
+
+    def seeing(self) -> Idefics3ForConditionalGeneration:
+        def make() -> None:
+            processor = vlm.new_processor()
+            model = vlm.new_vlm(processor.tokenizer)
+            vlm.whiten_patches(model, self.pool().images[:1500])
+            vlm.look_stage(
+                model, self.pool(), self.pool("dev"), self.work, steps=self.budget.look_steps
+            ).run()
+            processor.save_pretrained(self.work / "vlm-look")
+            model.save_pretrained(self.work / "vlm-look")
+
+        return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm-look", make))
+
+    def features(self, name: str) -> torch.Tensor:
+        def make() -> None:
+            found = vlm.cache_features(self.seeing(), self.pool(name).images)
+            torch.save(found, self.work / f"features-{name}.pt")
+
+        return torch.load(self.once(f"features-{name}.pt", make), weights_only=True)
+
+    def reader(self, model: Any, name: str) -> vlm.Reader:
+        processor = AutoProcessor.from_pretrained(self.work / "vlm-look")
+        return vlm.Reader(model, processor, self.features(name))
+
+    def vlm(self) -> Idefics3ForConditionalGeneration:
+        def make() -> None:
+            model = self.seeing().train()
+            vlm.profile_stage(
+                self.reader(model, "train"), self.pool(), self.work,
+                steps=self.budget.profile_steps,
+                held_out=(self.reader(model, "dev"), self.pool("dev"), people("dev", 300)),
+            ).run()  # fmt: skip
+            model.save_pretrained(self.work / "vlm")
+
+        return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm", make)).eval()
+
+    def audience(self, split: str, count: int, readings: int) -> Audience:
+        """People of a split with several readings each, of 1-4 pairs, mostly 4."""
+        pool_name = "train" if split == "train" else "dev"
+
+        def make() -> None:
+            reader, pool = self.reader(self.vlm(), pool_name), self.pool(pool_name)
+            tastes, rng = people(split, count), np.random.default_rng(11)
+            sampler = PairSampler(pool)
+            pairs = np.where(
+                rng.random((count, readings)) < 0.75, CHUNK, rng.integers(1, 4, (count, readings))
+            )
+            states = np.zeros(
+                (count, readings, reader.model.config.text_config.hidden_size), np.float32
+            )
+            for reading in range(readings):
+                preferred, rejected = sampler.draw(tastes, CHUNK, rng)
+                for size in range(1, CHUNK + 1):
+                    who = np.flatnonzero(pairs[:, reading] == size)
+                    for part in np.array_split(who, max(1, len(who) // 64)):
+                        if len(part):
+                            w, x = preferred[part, :size], rejected[part, :size]
+                            with torch.no_grad():
+                                state, _ = reader.states(pool.captions[w], w, x)
+                            states[part, reading] = state.numpy()
+            np.savez(self.work / f"readings-{split}.npz", states=states, pairs=pairs)
+
+        stored = np.load(self.once(f"readings-{split}.npz", make))
+        return Audience(people(split, count), stored["states"], stored["pairs"])
+
+    def transform(self) -> BetweenUserTransform:
+        def make() -> None:
+            audience = self.audience("train", self.budget.people, self.budget.readings)
+            fit_transform(audience.states[:, :, None], self.budget.directions).save(
+                self.work / "transform.safetensors"
+            )
+
+        return BetweenUserTransform.load(self.once("transform.safetensors", make))
+
+    # --- adapter ------------------------------------------------------------------------------
+
+    def picture(self, text: CLIPTextModel) -> Picture:
+        latents = self.latents()
+        return Picture(latents / latents.std(), caption_states(text), self.pool())
+
+    def adapter(self, *, population: bool = False) -> Path:
+        name = "population" if population else "adapter"
+
+        def make() -> None:
+            unet, text = self.base()
+            transform = self.transform()
+            adapter = UserAdapter.for_unet(unet, transform.matrix.shape[-1])
+            steps = self.budget.population_steps if population else self.budget.adapter_steps
+            preference.preference_stage(
+                name, unet, adapter, self.picture(text),
+                self.audience("train", self.budget.people, self.budget.readings), transform,
+                self.work, steps=steps, seed=self.seed,
+                readings_per_embedding=lambda done: self.budget.readings if done < 0.35 else 1,
+                population=torch.ones(1, transform.matrix.shape[-1]) if population else None,
+            ).run()  # fmt: skip
+            adapter.save(self.work / f"{name}.safetensors")
+
+        return self.once(f"{name}.safetensors", make)
+
+    # --- release ------------------------------------------------------------------------------
+
+    def release(self, out: Path, *, version: str, metrics: dict[str, Any] | None = None) -> Path:
+        """Put the parts together, fp16 safetensors in diffusers' and transformers' own formats."""
+        unet, text = self.base()
+        vae = self.vae()
+        vae.register_to_config(scaling_factor=float(1 / self.latents().std()))
+        draft = out.with_name(out.name + ".draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        base.save_backbone(draft / "backbone", vae, text, base.new_tokenizer(), unet)
+        adapter = UserAdapter.for_unet(unet, self.transform().matrix.shape[-1])
+        adapter = UserAdapter.load(self.adapter(), unet)
+        adapter.half().save(draft / "adapter" / "ip_adapter.safetensors")
+        save_file(self.controls(), draft / "adapter" / CONTROLS)
+        encoder = draft / "encoder"
+        self.vlm().half().save_pretrained(encoder)
+        AutoProcessor.from_pretrained(self.work / "vlm-look").save_pretrained(encoder)
+        self.transform().save(encoder / "transform.safetensors")
+        (encoder / "encoder.json").write_text(vlm.ENCODER_CONFIG.model_dump_json(indent=1) + "\n")
+        transform = self.transform()
+        write_release(
+            draft,
+            Manifest(
+                name="studio",
+                version=version,
+                backbone=Source(path="backbone"),
+                adapter=Source(path="adapter/ip_adapter.safetensors"),
+                encoder=Source(path="encoder"),
+                embedding_space=embedding_space(encoder, dtype="float32", quantisation=None),
+                embedding_shape=(transform.matrix.shape[0], transform.matrix.shape[-1]),
+                defaults=Defaults(
+                    sizes=((SIDE, SIDE),), steps=20, guidance_scale=3.0, sampler="ddim",
+                    guidance_rescale=0.5, preference_scale=1.5,
+                ),
+                example_prompts=[str(c) for c in CAPTIONS[::13]],
+                training={"world": FROZEN, "seed": self.seed, "budget": vars(self.budget)},
+                metrics=metrics or {},
+            ),
+        )  # fmt: skip
+        shutil.rmtree(out, ignore_errors=True)
+        draft.rename(out)
+        return out
+
+    def controls(self) -> dict[str, np.ndarray]:
+        """What only the evaluation needs: where a taste known exactly would lie in the space."""
+        audience = self.audience("train", self.budget.people, self.budget.readings)
+        everyone = np.arange(len(audience.tastes))
+        every = np.tile(np.arange(self.budget.readings), (len(everyone), 1))
+        target = audience.embedding(self.transform(), everyone, every)[:, 0].numpy()
+        x = taste_features(audience.tastes)
+        solution = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ target)
+        return {"taste_to_embedding": solution.astype(np.float32)}
+
+
+@torch.no_grad()
+def caption_states(text: CLIPTextModel) -> torch.Tensor:
+    """Text states of every caption, ``[captions, tokens, width]``."""
+    ids = base.tokenize(base.new_tokenizer(), [str(c) for c in CAPTIONS])
+    return text(input_ids=ids).last_hidden_state

@@ -1,0 +1,1 @@
+"""Judges a release: win rates with intervals, content, controls, and pictures to look at."""

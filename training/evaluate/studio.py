@@ -1,0 +1,173 @@
+"""The studio's comparison: one picture per user and condition at one seed, judged from pixels.
+
+Every user is new, every prompt a held-out caption. The base's picture and the personal one share
+seed and prompt, so nothing but the taste differs; one comparison per user makes the Wilson interval
+honest. The controls say how much of a win is personal: another user's embedding (mismatched), one
+learned constant for everybody (population), a person whose taste is known exactly (true taste) or
+inferred by Bayes' rule with the frozen prior from the same choices.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.request import Defaults, GenerationRequest, User
+from ppd_serve.preferences.encoder import Encoder
+from ppd_serve.preferences.pairs import Pair
+from training.data.judge import scores
+from training.data.pool import PairSampler, Pool
+from training.data.users import CHOICE_SHARPNESS, Tastes, people, sample_tastes
+from training.data.world import CAPTIONS, HELD_OUT_CAPTIONS
+from training.evaluate.content import ContentJudge, content_right
+
+Array = NDArray[np.float32]
+MOST_PAIRS = 16
+_SEEDS = {"dev": 20_000, "test": 40_000, "confirm": 60_000}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """``N`` users of a split, each with choices already made and one prompt to be drawn."""
+
+    tastes: Tastes
+    pool: Pool
+    preferred: NDArray[np.int64]  # [N, 16] pool indices, arrival order
+    rejected: NDArray[np.int64]
+    captions: NDArray[np.int64]  # [N] held-out captions
+    seeds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.tastes)
+
+    def pairs(self, user: int, count: int) -> list[Pair]:
+        return [
+            Pair(
+                str(CAPTIONS[self.pool.captions[w]]),
+                png(self.pool.images[w]),
+                png(self.pool.images[x]),
+            )
+            for w, x in zip(self.preferred[user, :count], self.rejected[user, :count], strict=True)
+        ]
+
+    def first(self, count: int) -> Panel:
+        return Panel(
+            self.tastes[:count], self.pool, self.preferred[:count], self.rejected[:count],
+            self.captions[:count], self.seeds[:count],
+        )  # fmt: skip
+
+
+def new_panel(split: str, count: int, pool: Pool) -> Panel:
+    tastes = people(split, count)
+    rng = np.random.default_rng(_SEEDS[split])
+    preferred, rejected = PairSampler(pool).draw(tastes, MOST_PAIRS, rng)
+    held_out = np.array([CAPTIONS.index(c) for c in HELD_OUT_CAPTIONS])
+    return Panel(
+        tastes,
+        pool,
+        preferred,
+        rejected,
+        rng.choice(held_out, count),
+        _SEEDS[split] + np.arange(count),
+    )
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def embeddings(encoder: Encoder, panel: Panel, pairs: int) -> Array:
+    """Through the shipped encoder, as the server does it: ``[N, rows, dim]``."""
+    every = track(range(len(panel)), description=f"reading {pairs} pairs")
+    return np.stack([encoder.embed(panel.pairs(user, pairs)).embedding for user in every])
+
+
+def requests(
+    panel: Panel,
+    defaults: Defaults,
+    users: Sequence[Sequence[tuple[Array, float]]] | None,
+    **chosen: float,
+) -> list[GenerationRequest]:
+    """One request per user of the panel; ``users[i]`` are the (embedding, weight) of picture i."""
+    return [
+        defaults.request(
+            str(CAPTIONS[panel.captions[i]]),
+            seed=int(panel.seeds[i]),
+            users=tuple(User(e, w) for e, w in users[i]) if users is not None else (),
+            **chosen,
+        )
+        for i in range(len(panel))
+    ]
+
+
+def draw(engine: Engine, wanted: Iterable[GenerationRequest], label: str) -> NDArray[np.uint8]:
+    """All pictures, in order; keeps the engine's queue filled without overrunning it."""
+    wanted = list(wanted)
+    images, block = [], 4 * engine.max_rows
+    for start in track(range(0, len(wanted), block), description=label):
+        tickets = engine.submit_all(wanted[start : start + block])
+        images += [ticket.result().pixels for ticket in tickets]
+    return np.stack(images)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Pictures of one condition with what the judges say of them."""
+
+    images: NDArray[np.uint8]
+    scores: Array  # [N, 8]
+    reward: Array  # [N]
+    content: NDArray[np.bool_]  # [N, 3]
+
+
+def judged(panel: Panel, images: NDArray[np.uint8], judge: ContentJudge) -> Outcome:
+    captions = panel.captions[: len(images)]
+    found = scores(images, [CAPTIONS[c] for c in captions])
+    reward = panel.tastes[: len(images)].reward(found)
+    return Outcome(images, found, reward, content_right(judge, images, captions))
+
+
+def bayes_mean(panel: Panel, pairs: int, samples: int = 20_000, seed: int = 7) -> Tastes:
+    """Posterior mean taste from the first ``pairs`` choices, by importance sampling of the prior.
+
+    What an ideal reader that knows the world's prior, noise and pixel scores could learn.
+    """
+    prior = sample_tastes(samples, np.random.default_rng(seed))
+    linear = prior.weight + 2 * prior.curvature * prior.level  # r(z) = linear·z - curvature·z² + c
+    out = []
+    for user in range(len(panel)):
+        z_w = panel.pool.scores[panel.preferred[user, :pairs]]
+        z_l = panel.pool.scores[panel.rejected[user, :pairs]]
+        margin = (z_w - z_l) @ linear.T - (z_w**2 - z_l**2) @ prior.curvature.T
+        log_likelihood = -np.logaddexp(0, -CHOICE_SHARPNESS * margin).sum(0)
+        weight = np.exp(log_likelihood - log_likelihood.max())
+        weight /= weight.sum()
+        out.append((weight @ linear, weight @ prior.curvature))
+    mean_linear, curvature = (np.array(v, np.float32) for v in zip(*out, strict=True))
+    return Tastes(mean_linear, curvature, np.zeros_like(curvature))
+
+
+def taste_features(tastes: Tastes) -> Array:
+    """A taste as the polynomial it is, ``[N, 17]``: linear and quadratic coefficients, and 1."""
+    linear = tastes.weight + 2 * tastes.curvature * tastes.level
+    return np.concatenate([linear, tastes.curvature, np.ones((len(tastes), 1), np.float32)], 1)
+
+
+def diversity_kept(panel: Panel, base: Outcome, personal: Outcome) -> float:
+    """Spread of the personal pictures over the base's, on axes their users do not care about."""
+    careless = (np.abs(panel.tastes.weight) + panel.tastes.curvature < 0.05)[: len(base.scores)]
+    ratios = [
+        personal.scores[careless[:, k], k].std() / base.scores[careless[:, k], k].std()
+        for k in range(careless.shape[1])
+        if careless[:, k].sum() > 20
+    ]
+    return float(np.mean(ratios))

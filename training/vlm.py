@@ -1,0 +1,336 @@
+"""Trains the studio's VLM: a small Idefics3 that reads pairs and writes a profile.
+
+Two stages. *look*: vision tower and connector learn to see style (regression of judged scores; the
+head is thrown away). *profile*: on fixed picture features the language part reads 1-4 pairs of a
+training user; where the profile begins, its state must rank further choices of that user (a
+ranking loss over hidden states, no list of axes), and it learns to write the profile.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from ppd_serve.preferences.encoder import CHUNK, EncoderConfig
+from ppd_serve.preferences.prompt import FewShotPrompt
+from training.autoencoder import to_input
+from training.data.pool import PairSampler, Pool
+from training.data.users import Tastes, sample_tastes
+from training.data.world import AXES, CAPTIONS, SIDE, Caption
+from training.stage import Draws, Metrics, Stage
+from training.tokenizer import train_tokenizer
+
+IMAGE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
+END = "<end_of_utterance>"
+IMAGE_TOKENS = 4
+PATCH = 16
+
+STUDIO_PROMPT = FewShotPrompt(
+    caption="{caption}", preferred="liked", rejected="disliked", task="profile"
+)
+ENCODER_CONFIG = EncoderConfig(
+    prompt=STUDIO_PROMPT, position="before_profile", max_profile_tokens=48
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}<end_of_utterance>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# How a profile speaks of much and little of each axis (order of AXES).
+WORDS = (
+    ("cool light", "warm light"),
+    ("dark pictures", "bright pictures"),
+    ("muted colours", "vivid colours"),
+    ("soft edges", "bold outlines"),
+    ("smooth surfaces", "hatched surfaces"),
+    ("clear air", "confetti"),
+    ("even light", "dark corners"),
+    ("full pictures", "wide frames"),
+)
+
+
+def profile_of(tastes: Tastes, index: int) -> str:
+    """The profile a training user would be given: at most three things, strongest first."""
+    weight, curvature = tastes.weight[index], tastes.curvature[index]
+    strength = np.abs(weight) + curvature
+    lines = []
+    for axis in np.argsort(-strength)[:3]:
+        if strength[axis] < 0.2:
+            continue
+        little, much = WORDS[axis]
+        if curvature[axis] > 0:
+            level = tastes.level[index, axis]
+            side = "a little" if abs(level) < 0.35 else ("rather" if level > 0 else "hardly any")
+            lines.append(f"{side} {much}")
+        else:
+            lines.append(much if weight[axis] > 0 else little)
+    return "likes " + ", ".join(lines) + "."
+
+
+def new_processor() -> Idefics3Processor:
+    """One image of 128 px is one tile of 8x8 patches, shuffled into 4 tokens."""
+    corpus = [str(c) for c in CAPTIONS] * 4
+    corpus += [f"likes {b}, {a}. a little {b} rather {b} hardly any {b}" for a, b in WORDS] * 8
+    corpus += ["liked disliked profile user assistant"] * 8
+    tokenizer = train_tokenizer(
+        corpus,
+        special=["<|pad|>", "<|user|>", "<|assistant|>", IMAGE, AROUND, GLOBAL, END],
+        vocabulary=640,
+        max_length=1024,
+    )
+    tokenizer.eos_token = END
+    tokenizer.padding_side = "left"
+    images = Idefics3ImageProcessorPil(
+        do_resize=True,
+        size={"longest_edge": SIDE},
+        max_image_size={"longest_edge": SIDE},
+        do_image_splitting=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return Idefics3Processor(
+        images, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE
+    )
+
+
+def new_vlm(
+    tokenizer: PreTrainedTokenizerFast, width: int = 160
+) -> Idefics3ForConditionalGeneration:
+    config = Idefics3Config(
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        scale_factor=4,
+        vision_config={
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH,
+        },
+        text_config={
+            "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": width,
+            "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "initializer_range": 0.06, "max_position_embeddings": 1024,
+            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+    )  # fmt: skip
+    return Idefics3ForConditionalGeneration(config)
+
+
+def image_features(model: Any, pixels_B3HW: Tensor) -> Tensor:
+    """Vision tower and connector: ``[B, 3, 128, 128]`` in [-1, 1] -> ``[B, 4, width]``."""
+    return torch.stack(list(model.model.get_image_features(pixels_B3HW[:, None]).pooler_output))
+
+
+@torch.no_grad()
+def whiten_patches(model: Any, images: NDArray[np.uint8]) -> None:
+    """Start the patch embedding at whitened principal components: fine texture is small variance,
+    and found four times faster this way."""
+    layer = model.model.vision_model.embeddings.patch_embedding
+    patches = (
+        F.unfold(to_input(images), PATCH, stride=PATCH).permute(0, 2, 1).reshape(-1, 3 * PATCH**2)
+    )
+    mean = patches.mean(0)
+    _, value, vector = torch.linalg.svd(
+        patches[:: len(patches) // 20_000 + 1] - mean, full_matrices=False
+    )
+    spread = value / value.numel() ** 0.5
+    rows = vector[: layer.weight.shape[0]] / (spread[: layer.weight.shape[0], None] + 0.02) * 0.7
+    layer.weight.copy_(rows.reshape(layer.weight.shape))
+    layer.bias.copy_(-rows @ mean)
+
+
+def look_stage(
+    model: Any, pool: Pool, held_out: Pool, directory: Path, *, steps: int, batch: int = 48
+) -> Stage:
+    """Vision tower and connector regress the judged scores."""
+    model.requires_grad_(False)
+    seeing = nn.ModuleDict(
+        {"vision": model.model.vision_model, "connector": model.model.connector}
+    ).requires_grad_(True)
+    width = model.config.text_config.hidden_size
+    head = nn.Sequential(nn.Flatten(), nn.LayerNorm(4 * width), nn.Linear(4 * width, len(AXES)))
+    target = torch.from_numpy(pool.scores)
+
+    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+        picked = draw.numpy.integers(len(pool), size=batch)
+        predicted = head(image_features(model, to_input(pool.images[picked])))
+        return F.mse_loss(predicted, target[picked]), {}
+
+    @torch.no_grad()
+    def peek(_: int) -> Metrics:
+        predicted = head(image_features(model, to_input(held_out.images[:300]))).numpy()
+        error = ((predicted - held_out.scores[:300]) ** 2).mean(0)
+        explained = 1 - error / held_out.scores[:300].var(0)
+        return {f"r2_{a}": round(float(v), 3) for a, v in zip(AXES, explained, strict=True)}
+
+    return Stage(
+        name="look", directory=directory, modules={"seeing": seeing, "head": head}, loss=loss,
+        steps=steps, learning_rate=1e-3, ema_decay=0.99, peek=peek, peek_every=300,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def cache_features(model: Any, images: NDArray[np.uint8], batch: int = 100) -> Tensor:
+    """``image_features`` of a whole pool, ``[N, 4, width]``."""
+    parts = range(0, len(images), batch)
+    return torch.cat([image_features(model, to_input(images[i : i + batch])) for i in parts])
+
+
+class Reader:
+    """Runs the language part on cached picture features: the same tokens as the processor makes."""
+
+    def __init__(self, model: Any, processor: Idefics3Processor, features: Tensor) -> None:
+        self.model, self.processor, self.features = model, processor, features
+        self.image_text = AROUND + GLOBAL + IMAGE * IMAGE_TOKENS + AROUND
+
+    def prompt(self, captions: list[Caption]) -> str:
+        choices: Any = [(str(c), None, None) for c in captions]
+        text = self.processor.apply_chat_template(
+            STUDIO_PROMPT.conversation(choices), add_generation_prompt=True
+        )
+        return text.replace(IMAGE, self.image_text)
+
+    def states(
+        self,
+        captions: NDArray[np.int64],
+        preferred: NDArray[np.int64],
+        rejected: NDArray[np.int64],
+        profiles: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, n]`` caption and picture indices -> states where the profile begins ``[B, width]``
+        and, with profiles, their mean cross-entropy."""
+        texts = [self.prompt([CAPTIONS[c] for c in row]) for row in captions]
+        tokenizer = self.processor.tokenizer
+        prompt = tokenizer(texts, padding=True, return_tensors="pt")
+        ids, mask = prompt.input_ids, prompt.attention_mask
+        ends = ids.shape[1]
+        if profiles is not None:
+            tokenizer.padding_side = "right"
+            written = tokenizer(
+                [" " + p + END for p in profiles], padding=True, return_tensors="pt"
+            )
+            tokenizer.padding_side = "left"
+            ids = torch.cat([ids, written.input_ids], 1)
+            mask = torch.cat([mask, written.attention_mask], 1)
+        embedded = self.model.model.text_model.embed_tokens(ids)
+        pictures = np.stack([preferred, rejected], -1).reshape(-1)
+        where = (ids == self.model.config.image_token_id)[..., None].expand_as(embedded)
+        embedded = embedded.masked_scatter(where, self.features[pictures].to(embedded.dtype))
+        position = (mask.cumsum(1) - 1).clamp_min(0)
+        hidden = self.model.model.text_model(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=position, use_cache=False
+        ).last_hidden_state
+        state = hidden[:, ends - 1]
+        if profiles is None:
+            return state, None
+        logits = self.model.lm_head(hidden[:, ends - 1 : -1])
+        label = ids[:, ends:].masked_fill(written.attention_mask == 0, -100)
+        return state, F.cross_entropy(
+            logits.flatten(0, 1).float(), label.flatten(), ignore_index=-100
+        )
+
+
+def profile_stage(
+    reader: Reader,
+    pool: Pool,
+    directory: Path,
+    *,
+    steps: int,
+    readings: int = 96,
+    questions: int = 32,
+    rank: int = 48,
+    people: Tastes | None = None,
+    held_out: tuple[Reader, Pool, Tastes] | None = None,
+) -> Stage:
+    """Language part: rank a person's further choices from 1-4 of their pairs, write the profile."""
+    model = reader.model
+    width = model.config.text_config.hidden_size
+    model.requires_grad_(False)
+    language = nn.ModuleDict({"text": model.model.text_model, "head": model.lm_head})
+    language.requires_grad_(True)
+    picture = nn.Sequential(
+        nn.Flatten(-2),
+        nn.LayerNorm(4 * width),
+        nn.Linear(4 * width, 96),
+        nn.GELU(),
+        nn.Linear(96, rank),
+    )
+    person = nn.Linear(width, rank)
+    difference = nn.Linear(width, len(AXES))
+    sampler = PairSampler(pool)
+
+    def ranking(
+        read: Reader,
+        sample: PairSampler,
+        tastes: Tastes,
+        state: Tensor,
+        count: int,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, float]:
+        asked, other = sample.draw(tastes, count, rng)
+        margin = picture(read.features[asked]) - picture(read.features[other])
+        logit = (margin * person(state)[:, None]).sum(-1) / rank**0.5
+        return -F.logsigmoid(logit).mean(), float((logit > 0).float().mean())
+
+    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+        # Short contexts first: one pair is the whole lesson, four are a longer one.
+        shares = [0.6, 0.4, 0, 0] if step < 0.15 * steps else [0.1, 0.15, 0.2, 0.55]
+        count = int(draw.numpy.choice(CHUNK, p=shares)) + 1
+        rows = readings // max(2, count)
+        tastes = (
+            sample_tastes(rows, draw.numpy)
+            if people is None
+            else people[draw.numpy.integers(len(people), size=rows)]
+        )
+        preferred, rejected = sampler.draw(tastes, count, draw.numpy)
+        profiles = [profile_of(tastes, i) for i in range(rows)]
+        state, writing = reader.states(pool.captions[preferred], preferred, rejected, profiles)
+        rank_loss, accuracy = ranking(reader, sampler, tastes, state, questions, draw.numpy)
+        # A dense lesson to start from: what do the preferred pictures have more of? Without it the
+        # ranking loss sits at chance for hundreds of steps.
+        more = (pool.scores[preferred] - pool.scores[rejected]).mean(1) * (count / 2) ** 0.5
+        dense = F.mse_loss(difference(state), torch.from_numpy(more))
+        share = max(0.1, 1 - step / (0.5 * steps))
+        assert writing is not None
+        return 3 * rank_loss + share * dense + 0.2 * writing, {
+            "rank": float(rank_loss.detach()),
+            "dense": float(dense.detach()),
+            "accuracy": accuracy,
+            "writing": float(writing.detach()),
+        }
+
+    @torch.no_grad()
+    def peek(_: int) -> Metrics:
+        if held_out is None:
+            return {}
+        read, other, tastes = held_out
+        rng = np.random.default_rng(0)
+        sample, found = PairSampler(other), {}
+        for count in (1, 2, 4):
+            w, x = sample.draw(tastes, count, rng)
+            state, _ = read.states(other.captions[w], w, x)
+            _, found[f"dev_accuracy_{count}"] = ranking(read, sample, tastes, state, 64, rng)
+        return found
+
+    return Stage(
+        name="profile", directory=directory,
+        modules={
+            "language": language, "picture": picture, "person": person, "difference": difference,
+        },
+        loss=loss,
+        steps=steps, learning_rate=1e-3, betas=(0.9, 0.98), ema_decay=0.995,
+        peek=peek, peek_every=200,
+    )  # fmt: skip
