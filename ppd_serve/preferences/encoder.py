@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from ppd_serve.errors import ReleaseError
@@ -37,6 +37,8 @@ Array = NDArray[np.float32]
 Quantisation = Literal["4bit"]
 
 CHUNK = 4
+# About what a backbone's text encoder reads of a prompt (77 tokens); the pictures matter more.
+MAX_CAPTION = 300
 
 
 class EncoderConfig(BaseModel):
@@ -98,10 +100,20 @@ class Encoder:
         for needed in ("encoder.json", "transform.safetensors"):
             if not (path / needed).exists():
                 raise ReleaseError(f"encoder: {needed} is missing")
-        config = EncoderConfig.model_validate_json((path / "encoder.json").read_text())
+        try:
+            config = EncoderConfig.model_validate_json((path / "encoder.json").read_bytes())
+        except ValidationError as error:
+            raise ReleaseError(f"encoder.json: {error.errors()[0]['msg']}") from None
         transform = BetweenUserTransform.load(path / "transform.safetensors")
-        model = load_vlm(path, device=device, dtype=dtype, quantisation=quantisation)
-        processor = AutoProcessor.from_pretrained(path)
+        if len(transform.matrix) != len(config.layers):
+            raise ReleaseError(
+                f"encoder: {len(config.layers)} layers, a transform for {len(transform.matrix)}"
+            )
+        try:
+            model = load_vlm(path, device=device, dtype=dtype, quantisation=quantisation)
+            processor = AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise ReleaseError(f"encoder: {error}") from error
         space = embedding_space(path, dtype=dtype, quantisation=quantisation)
         return cls(model, processor, config, transform, space=space)
 
@@ -130,6 +142,7 @@ class Encoder:
     @torch.inference_mode()
     def read(self, choices: Sequence[Choice]) -> tuple[Array, str | None]:
         """One reading: hidden states ``[rows, hidden]`` (float32) and the profile."""
+        choices = [(self._harmless(caption), *pictures) for caption, *pictures in choices]
         text = self.processor.apply_chat_template(
             self.config.prompt.conversation(choices), add_generation_prompt=True
         )
@@ -158,6 +171,15 @@ class Encoder:
             profile = self.processor.decode(written, skip_special_tokens=True).strip()
         return state.float().cpu().numpy(), profile
 
+    def _harmless(self, caption: str) -> str:
+        """A caption is what people wrote: it must not speak the model's control language.
+
+        A stray ``<image>`` would fail the reading, and an end of turn would cut it short.
+        """
+        for token in self.processor.tokenizer.get_added_vocab():
+            caption = caption.replace(token, " ")
+        return caption[:MAX_CAPTION]
+
 
 def load_vlm(
     path: str | Path, *, device: str, dtype: str, quantisation: Quantisation | None = None
@@ -181,10 +203,12 @@ def load_vlm(
 
 
 def embedding_space(path: Path, *, dtype: str, quantisation: Quantisation | None) -> str:
-    """A hash over all that decides what an embedding means: weights, prompt, transform, precision."""
+    """A hash over all that an embedding depends on: weights, prompt, transform, precision."""
     digest = hashlib.sha256()
     names = sorted(
-        p.name for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".txt"}
+        p.name
+        for p in path.iterdir()
+        if p.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}
     )
     for name in names:
         digest.update(name.encode())

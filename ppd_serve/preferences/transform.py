@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class BetweenUserTransform:
-    """One affine map per embedding row: ``mean`` ``[rows, hidden]``, ``matrix`` ``[rows, hidden, dim]``."""
+    """One affine map per row: ``mean`` ``[rows, hidden]``, ``matrix`` ``[rows, hidden, dim]``."""
 
     mean: Array
     matrix: Array
@@ -38,7 +38,9 @@ class BetweenUserTransform:
         return cls(tensors["mean"], tensors["matrix"])
 
 
-def fit_transform(states: Array, directions: int, *, shrinkage: float = 0.1) -> BetweenUserTransform:
+def fit_transform(
+    states: Array, directions: int, *, shrinkage: float = 0.1
+) -> BetweenUserTransform:
     """Fit on ``[users, readings, rows, hidden]``: several readings of each of many users.
 
     ``shrinkage`` mixes the within-user covariance with a multiple of the identity (Ledoit and
