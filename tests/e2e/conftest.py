@@ -11,13 +11,13 @@ import pytest
 
 from tests.api.doubles import png
 from tests.e2e.server import Server
-from tests.e2e.tiny import make_servable_release
+from tests.tiny_release import make_tiny_release
 
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("release")
-    make_servable_release(path)
+    make_tiny_release(path)
     return path
 
 

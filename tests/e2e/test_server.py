@@ -18,6 +18,7 @@ from ppd_serve.api.schemas import LIMITS
 from tests.api.test_images import BAD
 from tests.e2e.conftest import is_problem, pairs, until
 from tests.e2e.server import Server
+from tests.tiny_release import EMBEDDING_DIM, EMBEDDING_ROWS
 
 pytestmark = pytest.mark.e2e
 
@@ -59,7 +60,7 @@ def test_from_choices_to_a_picture(http: httpx.Client) -> None:
     assert pixels(drawn(http, users=halves)[1]) == pixels(personal)
 
     shape = http.get("/users/flow/embedding").json()["shape"]
-    assert shape == [2, 12]
+    assert shape == [EMBEDDING_ROWS, EMBEDDING_DIM]
     assert b"flow" not in personal  # a picture names nobody
 
 
