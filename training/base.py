@@ -1,4 +1,4 @@
-"""Trains the studio's base: a CLIP text encoder and a UNet on 8x8 latents, v-prediction.
+"""Trains the studio's base: a CLIP text encoder and a UNet on 16x16 latents, v-prediction.
 
 Zero-terminal-SNR betas and trailing spacing, because brightness is something people choose
 (arXiv 2305.08891); min-SNR weighting (arXiv 2303.09556) for few steps.
@@ -62,17 +62,17 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
     )
 
 
-def new_unet(
-    latent_channels: int = 32, channels: tuple[int, int] = (128, 192)
-) -> UNet2DConditionModel:
+def new_unet(latent_channels: int = 8) -> UNet2DConditionModel:
+    """No attention at 16x16, where a batch would gain least: 2.2x per row from one guided picture
+    to sixteen (single thread), 1.6-1.8x for the two-level shapes tried."""
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=16,
         in_channels=latent_channels,
         out_channels=latent_channels,
         layers_per_block=1,
-        block_out_channels=channels,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
@@ -107,7 +107,7 @@ def save_backbone(
 
 @torch.no_grad()
 def encode_pool(vae: AutoencoderTiny, images: NDArray[np.uint8], batch: int = 64) -> Tensor:
-    """Raw latents ``[N, C, 8, 8]`` (before ``scaling_factor``)."""
+    """Raw latents ``[N, C, 16, 16]`` (before ``scaling_factor``)."""
     parts = range(0, len(images), batch)
     return torch.cat([vae.encode(to_input(images[i : i + batch])).latents for i in parts])
 
