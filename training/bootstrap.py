@@ -84,39 +84,44 @@ class Bootstrap:
         count = self.budget.pool if name == "train" else self.budget.dev_pool
         return load_pool(self.work / "pool", name, count)
 
-    def once(self, name: str, make: Callable[[], None]) -> Path:
-        """Run ``make`` unless its directory or file is there; it must create it last."""
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The file or directory ``name``; unless it is there, ``make`` writes it, all or nothing.
+
+        Each result has its own random numbers, whether it is made alone or on the way to another.
+        """
         path = self.work / name
         if not path.exists():
-            torch.manual_seed(self.seed)
-            make()
+            draft = path.with_name(f"draft-{name}")
+            shutil.rmtree(draft, ignore_errors=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                make(draft)
+            draft.rename(path)
         return path
 
     # --- backbone -----------------------------------------------------------------------------
 
     def vae_core(self) -> AutoencoderTiny:
-        def make() -> None:
+        def make(draft: Path) -> None:
             vae = autoencoder.new_autoencoder()
             autoencoder.core_stage(
                 vae, self.pool().images, self.pool("dev").images[:32], self.work,
                 steps=self.budget.autoencoder_steps, seed=self.seed,
             ).run()  # fmt: skip
-            vae.save_pretrained(self.work / "vae-core")
+            vae.save_pretrained(draft)
 
         return AutoencoderTiny.from_pretrained(self.once("vae-core", make))
 
     def latents(self) -> torch.Tensor:
         """Raw latents of the training pool; divide by their spread before use."""
 
-        def make() -> None:
-            torch.save(
-                base.encode_pool(self.vae_core(), self.pool().images), self.work / "latents.pt"
-            )
+        def make(draft: Path) -> None:
+            torch.save(base.encode_pool(self.vae_core(), self.pool().images), draft)
 
         return torch.load(self.once("latents.pt", make), weights_only=True)
 
     def base(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-        def make() -> None:
+        def make(draft: Path) -> None:
             latents = self.latents()
             tokenizer = base.new_tokenizer()
             text, unet = base.new_text_encoder(tokenizer), base.new_unet()
@@ -125,41 +130,41 @@ class Bootstrap:
                 steps=self.budget.base_steps, seed=self.seed,
             ).run()  # fmt: skip
             text.save_pretrained(self.work / "text")
-            unet.save_pretrained(self.work / "unet")
+            unet.save_pretrained(draft)
 
         unet = UNet2DConditionModel.from_pretrained(self.once("unet", make))
         return unet.eval(), CLIPTextModel.from_pretrained(self.work / "text").eval()
 
     def vae(self) -> AutoencoderTiny:
-        def make() -> None:
+        def make(draft: Path) -> None:
             vae = self.vae_core()
             autoencoder.decoder_stage(
                 vae, self.pool().images, self.pool("dev").images[:32], self.work,
                 steps=self.budget.decoder_steps, seed=self.seed,
             ).run()  # fmt: skip
-            vae.save_pretrained(self.work / "vae")
+            vae.save_pretrained(draft)
 
         return AutoencoderTiny.from_pretrained(self.once("vae", make))
 
     # --- encoder ------------------------------------------------------------------------------
 
     def seeing(self) -> Idefics3ForConditionalGeneration:
-        def make() -> None:
+        def make(draft: Path) -> None:
             processor = vlm.new_processor()
             model = vlm.new_vlm(processor.tokenizer)
             vlm.whiten_patches(model, self.pool().images[:1500])
             vlm.look_stage(
                 model, self.pool(), self.pool("dev"), self.work, steps=self.budget.look_steps
             ).run()
-            processor.save_pretrained(self.work / "vlm-look")
-            model.save_pretrained(self.work / "vlm-look")
+            processor.save_pretrained(draft)
+            model.save_pretrained(draft)
 
         return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm-look", make))
 
     def features(self, name: str) -> torch.Tensor:
-        def make() -> None:
+        def make(draft: Path) -> None:
             found = vlm.cache_features(self.seeing(), self.pool(name).images)
-            torch.save(found, self.work / f"features-{name}.pt")
+            torch.save(found, draft)
 
         return torch.load(self.once(f"features-{name}.pt", make), weights_only=True)
 
@@ -168,14 +173,14 @@ class Bootstrap:
         return vlm.Reader(model, processor, self.features(name))
 
     def vlm(self) -> Idefics3ForConditionalGeneration:
-        def make() -> None:
+        def make(draft: Path) -> None:
             model = self.seeing().train()
             vlm.profile_stage(
                 self.reader(model, "train"), self.pool(), self.work,
                 steps=self.budget.profile_steps,
                 held_out=(self.reader(model, "dev"), self.pool("dev"), people("dev", 300)),
             ).run()  # fmt: skip
-            model.save_pretrained(self.work / "vlm")
+            model.save_pretrained(draft)
 
         return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm", make)).eval()
 
@@ -183,7 +188,7 @@ class Bootstrap:
         """People of a split with several readings each, of 1-4 pairs, mostly 4."""
         pool_name = "train" if split == "train" else "dev"
 
-        def make() -> None:
+        def make(draft: Path) -> None:
             reader, pool = self.reader(self.vlm(), pool_name), self.pool(pool_name)
             tastes, rng = people(split, count), np.random.default_rng(11)
             sampler = PairSampler(pool)
@@ -203,17 +208,18 @@ class Bootstrap:
                             with torch.no_grad():
                                 state, _ = reader.states(pool.captions[w], w, x)
                             states[part, reading] = state.numpy()
-            np.savez(self.work / f"readings-{split}.npz", states=states, pairs=pairs)
+            with draft.open("wb") as file:
+                np.savez(file, states=states, pairs=pairs)
 
         stored = np.load(self.once(f"readings-{split}.npz", make))
+        if stored["pairs"].shape != (count, readings):
+            raise ValueError(f"{self.work} holds readings of another budget")
         return Audience(people(split, count), stored["states"], stored["pairs"])
 
     def transform(self) -> BetweenUserTransform:
-        def make() -> None:
+        def make(draft: Path) -> None:
             audience = self.audience("train", self.budget.people, self.budget.readings)
-            fit_transform(audience.states[:, :, None], self.budget.directions).save(
-                self.work / "transform.safetensors"
-            )
+            fit_transform(audience.states[:, :, None], self.budget.directions).save(draft)
 
         return BetweenUserTransform.load(self.once("transform.safetensors", make))
 
@@ -226,7 +232,7 @@ class Bootstrap:
     def adapter(self, *, population: bool = False) -> Path:
         name = "population" if population else "adapter"
 
-        def make() -> None:
+        def make(draft: Path) -> None:
             unet, text = self.base()
             transform = self.transform()
             adapter = UserAdapter.for_unet(unet, transform.matrix.shape[-1])
@@ -238,7 +244,7 @@ class Bootstrap:
                 readings_per_embedding=lambda done: self.budget.readings if done < 0.35 else 1,
                 population=torch.ones(1, transform.matrix.shape[-1]) if population else None,
             ).run()  # fmt: skip
-            adapter.save(self.work / f"{name}.safetensors")
+            adapter.save(draft)
 
         return self.once(f"{name}.safetensors", make)
 
@@ -252,7 +258,6 @@ class Bootstrap:
         draft = out.with_name(out.name + ".draft")
         shutil.rmtree(draft, ignore_errors=True)
         base.save_backbone(draft / "backbone", vae, text, base.new_tokenizer(), unet)
-        adapter = UserAdapter.for_unet(unet, self.transform().matrix.shape[-1])
         adapter = UserAdapter.load(self.adapter(), unet)
         adapter.half().save(draft / "adapter" / "ip_adapter.safetensors")
         save_file(self.controls(), draft / "adapter" / CONTROLS)

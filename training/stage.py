@@ -22,7 +22,7 @@ Metrics = dict[str, float]
 
 
 class Diverged(RuntimeError):
-    """The loss of a step was not finite; the last checkpoint is good."""
+    """A loss or its gradient was not finite; the last checkpoint is good."""
 
 
 @dataclass
@@ -108,6 +108,7 @@ class Stage:
         first = self._load(optimizer, ema)
         start = saved = time.monotonic()
         sums: dict[str, float] = {}
+        summed = 0
         log = (self.directory / f"{self.name}.jsonl").open("a")
         with Progress(
             TextColumn(f"{self.name:>12}"), BarColumn(), MofNCompleteColumn(),
@@ -119,20 +120,20 @@ class Stage:
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * factor
                 loss, metrics = self.loss(step, draws(self.seed, step))
-                if not torch.isfinite(loss):
-                    raise Diverged(f"{self.name}: loss is {loss.item()} at step {step}")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+                if not torch.isfinite(loss + norm):
+                    raise Diverged(f"{self.name}: loss {loss.item()}, gradient {norm} at {step}")
                 optimizer.step()
                 ema.update(step)
                 for key, value in {"loss": loss.item(), **metrics}.items():
                     sums[key] = sums.get(key, 0.0) + value
+                summed += 1
                 progress.update(bar, advance=1)
                 if (step + 1) % 100 == 0 or step + 1 == self.steps:
-                    count = step % 100 + 1
-                    line = {k: round(v / count, 5) for k, v in sums.items()}
-                    sums = {}
+                    line = {k: round(v / summed, 5) for k, v in sums.items()}
+                    sums, summed = {}, 0
                     if self.peek and self.peek_every and (
                         (step + 1) % self.peek_every == 0 or step + 1 == self.steps
                     ):  # fmt: skip

@@ -111,9 +111,14 @@ class Encoder:
             )
         try:
             model = load_vlm(path, device=device, dtype=dtype, quantisation=quantisation)
-            processor = AutoProcessor.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise ReleaseError(f"encoder: {error}") from error
+        try:
+            processor = AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError, ImportError, AttributeError) as error:
+            raise ReleaseError(
+                f"encoder: no processor (one that also reads video needs torchvision): {error}"
+            ) from error
         space = embedding_space(path, dtype=dtype, quantisation=quantisation)
         return cls(model, processor, config, transform, space=space)
 

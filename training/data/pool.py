@@ -40,7 +40,8 @@ def _paint_shard(path: Path, first_seed: int, count: int, all_captions: bool) ->
     torch.set_num_threads(1)
     rng = np.random.default_rng(first_seed)
     choices = CAPTIONS if all_captions else TRAIN_CAPTIONS
-    captions = [choices[rng.integers(len(choices))] for _ in range(count)]
+    # A short shard is the beginning of the full one.
+    captions = [choices[rng.integers(len(choices))] for _ in range(_SHARD)][:count]
     images = np.stack(
         [render(c, sample_style(rng), first_seed + k) for k, c in enumerate(captions)]
     )
@@ -61,12 +62,17 @@ def load_pool(directory: Path, name: str, count: int, *, workers: int = 2) -> Po
         (directory / f"{name}-{k:03d}.npz", _FIRST_SEED[name] + k * _SHARD)
         for k in range(-(-count // _SHARD))
     ]
-    missing = [(path, seed) for path, seed in shards if not path.exists()]
+    sizes = [min(_SHARD, count - k * _SHARD) for k in range(len(shards))]
+    missing = [
+        (path, seed, size)
+        for (path, seed), size in zip(shards, sizes, strict=True)
+        if not path.exists() or len(np.load(path)["captions"]) < size
+    ]
     if missing:
         with ProcessPoolExecutor(workers) as executor:
             jobs = [
-                executor.submit(_paint_shard, path, seed, min(_SHARD, count), name == "content")
-                for path, seed in missing
+                executor.submit(_paint_shard, path, seed, size, name == "content")
+                for path, seed, size in missing
             ]
             for job in jobs:
                 job.result()
