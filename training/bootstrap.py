@@ -29,9 +29,10 @@ from training.data.fingerprint import FROZEN
 from training.data.pool import PairSampler, Pool, load_pool
 from training.data.users import people
 from training.data.world import CAPTIONS, SIDE
-from training.evaluate.run import CONTROLS
+from training.evaluate.run import CONTROLS, POPULATION
 from training.evaluate.studio import taste_features
 from training.preference import Audience, Picture
+from training.stage import Metrics
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,13 @@ class Bootstrap:
 
         return AutoencoderTiny.from_pretrained(self.once("vae-core", make))
 
-    def latents(self) -> torch.Tensor:
-        """Raw latents of the training pool; divide by their spread before use."""
+    def latents(self, name: str = "train") -> torch.Tensor:
+        """Raw latents of a pool; divide by the training pool's spread before use."""
 
         def make(draft: Path) -> None:
-            torch.save(base.encode_pool(self.vae_core(), self.pool().images), draft)
+            torch.save(base.encode_pool(self.vae_core(), self.pool(name).images), draft)
 
-        return torch.load(self.once("latents.pt", make), weights_only=True)
+        return torch.load(self.once(f"latents-{name}.pt", make), weights_only=True)
 
     def base(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
         def make(draft: Path) -> None:
@@ -225,9 +226,9 @@ class Bootstrap:
 
     # --- adapter ------------------------------------------------------------------------------
 
-    def picture(self, text: CLIPTextModel) -> Picture:
-        latents = self.latents()
-        return Picture(latents / latents.std(), caption_states(text), self.pool())
+    def picture(self, text: CLIPTextModel, name: str = "train") -> Picture:
+        latents = self.latents(name) / self.latents().std()
+        return Picture(latents, caption_states(text), self.pool(name))
 
     def adapter(self, *, population: bool = False) -> Path:
         name = "population" if population else "adapter"
@@ -237,10 +238,22 @@ class Bootstrap:
             transform = self.transform()
             adapter = UserAdapter.for_unet(unet, transform.matrix.shape[-1])
             steps = self.budget.population_steps if population else self.budget.adapter_steps
+            unseen = self.picture(text, "dev")
+            audience = self.audience("dev", 300, 3)
+
+            def peek(_: int) -> Metrics:
+                return {
+                    f"dev_accuracy_{readings}_readings": preference.implicit_accuracy(
+                        unet, adapter, unseen, audience, transform, readings=readings
+                    )
+                    for readings in (() if population else (1, 3))
+                }
+
             preference.preference_stage(
                 name, unet, adapter, self.picture(text),
                 self.audience("train", self.budget.people, self.budget.readings), transform,
                 self.work, steps=steps, seed=self.seed,
+                peek=peek,
                 readings_per_embedding=lambda done: self.budget.readings if done < 0.35 else 1,
                 population=torch.ones(1, transform.matrix.shape[-1]) if population else None,
             ).run()  # fmt: skip
@@ -260,6 +273,8 @@ class Bootstrap:
         base.save_backbone(draft / "backbone", vae, text, base.new_tokenizer(), unet)
         adapter = UserAdapter.load(self.adapter(), unet)
         adapter.half().save(draft / "adapter" / "ip_adapter.safetensors")
+        population = UserAdapter.load(self.adapter(population=True), unet)
+        population.half().save(draft / "adapter" / POPULATION)
         save_file(self.controls(), draft / "adapter" / CONTROLS)
         encoder = draft / "encoder"
         self.vlm().half().save_pretrained(encoder)

@@ -40,6 +40,9 @@ class Edge:
             return
         exchange = _Exchange(scope, receive, send, self.proxy)
         try:
+            if exchange.declared > LIMITS.body_bytes:
+                await exchange.refuse_body(0, more=True)
+                return
             await self.app(scope, exchange.receive, exchange.send)
         except Exception as error:
             log.error("unexpected error at %s", scope["path"], exc_info=error)
@@ -62,6 +65,8 @@ class _Exchange:
         self.answering = self.closed = False
         self.read = 0
         given = Headers(scope=scope).get("x-request-id", "")
+        length = Headers(scope=scope).get("content-length", "0")
+        self.declared = int(length) if length.isascii() and length.isdigit() else 0
         self.request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
         headers = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
         scope["headers"] = [*headers, (b"x-request-id", self.request_id.encode())]
@@ -71,13 +76,17 @@ class _Exchange:
         self.read += len(message.get("body", b""))
         if self.read <= LIMITS.body_bytes or self.closed:
             return message
-        # Most clients only look for an answer once they have sent everything, so what they send is
-        # read a little longer and dropped.
-        while message.get("more_body", False) and self.read <= 2 * LIMITS.body_bytes:
-            message = await self._receive()
-            self.read += len(message.get("body", b""))
-        await self.answer(TooLarge(f"A body may have {LIMITS.body_bytes} bytes"))
+        await self.refuse_body(self.read, message.get("more_body", False))
         return {"type": "http.disconnect"}
+
+    async def refuse_body(self, read: int, more: bool) -> None:
+        """Most clients only look for an answer once they have sent everything, so what they send
+        is read a little longer, and dropped."""
+        while more and read <= 2 * LIMITS.body_bytes:
+            message = await self._receive()
+            read += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await self.answer(TooLarge(f"A body may have {LIMITS.body_bytes} bytes"))
 
     async def send(self, message: Message) -> None:
         if self.closed:

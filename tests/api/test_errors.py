@@ -177,6 +177,8 @@ async def test_a_body_over_the_limit_is_not_kept(
             yield bytes(2**20)
 
     is_problem(await http.post("/images", content=parts()), 413, "too-large")
+    declared = await http.post("/images", content=bytes(LIMITS.body_bytes + 1))
+    is_problem(declared, 413, "too-large")
     assert not services.images.calls  # type: ignore[attr-defined]
 
 

@@ -120,7 +120,7 @@ def test_concurrent_posts_end_with_the_newest(http: httpx.Client) -> None:
 def test_errors_over_the_wire(http: httpx.Client) -> None:
     is_problem(http.get("/nowhere"), 404, "not-found")
     is_problem(http.post("/users/ann"), 405, "method-not-allowed")
-    is_problem(http.get("/users/nobody"), 404, "not-found")
+    is_problem(http.get("/users/nobody"), 404, "not-found", "user_id")
     is_problem(
         http.post("/generate", json={**DRAW, "user_id": "nobody"}), 404, "not-found", "user_id"
     )

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
 from training.data.fingerprint import FROZEN, fingerprint
 from training.data.pool import load_pool
@@ -35,7 +36,8 @@ from training.evaluate.studio import (
 )
 
 POOL_SIZE = 2000
-CONTROLS = "controls.safetensors"  # population constant and taste map, beside the adapter
+CONTROLS = "controls.safetensors"  # where a taste known exactly lies in the embedding space
+POPULATION = "population.safetensors"  # the adapter trained on one constant for everybody
 
 
 class StudioReport:
@@ -96,6 +98,17 @@ def content_table(ours: Outcome, base: Outcome, count: int) -> dict[str, Any]:
     }
 
 
+def population_condition(run: StudioReport, panel: Panel) -> None:
+    """The control without users: the same adapter, trained as long, on one constant embedding."""
+    backbone = run.release.load_backbone()
+    adapter = UserAdapter.load(run.release.path / "adapter" / POPULATION, backbone.denoiser)
+    constant = np.ones((1, adapter.embedding_dim), np.float32)
+    personal, run.engine = run.engine, Engine(backbone, adapter, max_rows=16).start()
+    run.condition("population", panel, one(np.stack([constant] * len(panel))))
+    run.engine.stop()
+    run.engine = personal
+
+
 def one(values: Array) -> list[list[tuple[Array, float]]]:
     """A single user at weight 1 for every picture."""
     return [[(value, 1.0)] for value in values]
@@ -127,6 +140,7 @@ def evaluate(
             run.condition(f"scale {scale:g}", side, one(four[: len(side)]), preference_scale=scale)
         controls = load_file(release.path / "adapter" / CONTROLS)
         as_embedding = controls["taste_to_embedding"]
+        population_condition(run, side)
         true = (taste_features(side.tastes) @ as_embedding)[:, None]
         bayes = (taste_features(bayes_mean(side, 4)) @ as_embedding)[:, None]
         run.condition("true taste", side, one(true))
