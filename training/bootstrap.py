@@ -48,7 +48,7 @@ class Budget:
     profile_steps: int = 2_000
     people: int = 2_000
     readings: int = 6
-    directions: int = 16
+    directions: int = 8  # probe on dev people: cosine .41, .45, .45, .45 from 6, 8, 12, 16
     adapter_steps: int = 1_400
     population_steps: int = 1_400
 

@@ -1,4 +1,4 @@
-"""One hash over everything a studio figure depends on: world, people, choice noise and judge.
+"""One hash over everything a studio figure depends on: world, people, choice noise and judges.
 
 ``FROZEN`` was written before the first adapter was trained. Comments, docstrings and formatting
 are free to change; anything that could change a picture, a choice or a score is not, because every
@@ -13,9 +13,9 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _CODE = ("world.py", "users.py", "judge.py")
-_DATA = ("judge.json",)
+_DATA = ("judge.json", "../evaluate/content.safetensors")
 
-FROZEN = "684dcddb70ba91da"
+FROZEN = "9dcf91b34707bf79"
 
 
 def _canonical(source: str) -> str:

@@ -2,7 +2,8 @@
 
 A small convolutional classifier trained on painted pictures of *every* caption, none of which any
 generative stage has seen (pool ``content``), with photometric noise so that a generated picture's
-slight blur is no surprise. Trained and frozen before the first adapter.
+slight blur is no surprise. Trained and frozen before the first adapter, by
+``python -m training.evaluate.content``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.autoencoder import to_input
-from training.data.pool import Pool
+from training.data.pool import Pool, load_pool
 from training.data.world import CAPTIONS, SETTINGS, SIZES, SUBJECTS
 from training.stage import Draws, Metrics, Stage
 
@@ -92,3 +93,18 @@ def content_right(
         logits = judge(to_input(images[start : start + 128]))
         found.append(torch.stack([part.argmax(1) for part in logits], 1))
     return (torch.cat(found) == _LABELS[captions]).numpy()
+
+
+def main(work: Path = Path("runs/studio")) -> None:
+    """Train the judge again. Its weights are part of the world's fingerprint: figures before and
+    after do not compare."""
+    judge = ContentJudge()
+    content_stage(judge, load_pool(work / "pool", "content", 6000), work, steps=1200).run()
+    save_judge(judge.eval())
+    fresh = load_pool(work / "pool", "test", 2000)
+    right = content_right(load_judge(), fresh.images, fresh.captions).mean(0)
+    print(dict(zip(PARTS, right.round(4).tolist(), strict=True)))
+
+
+if __name__ == "__main__":
+    main()
