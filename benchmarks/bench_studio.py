@@ -1,0 +1,119 @@
+"""What the embedded default costs on this machine, as ratios within one run.
+
+    .venv/bin/python benchmarks/bench_studio.py
+
+Writes ``runs/bench/studio.json`` and prints a Markdown table. Ratios are medians over repeats;
+absolute times say what this machine was doing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.request import User
+from ppd_serve.preferences.pairs import Pair
+from ppd_serve.release import load_release
+from training.data.world import HELD_OUT_CAPTIONS, render, sample_style
+from training.evaluate.studio import png
+
+REPEATS = 5
+RELEASE = Path("ppd_serve/assets/studio")
+
+
+def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    release = load_release(RELEASE)
+    backbone = release.load_backbone()
+    adapter = release.load_adapter(backbone)
+    rows, dim = release.manifest.embedding_shape or (1, 1)
+    rng = np.random.default_rng(0)
+    figures: dict[str, float] = {}
+
+    states = backbone.encode(str(HELD_OUT_CAPTIONS[0]))["states"]
+    shape = backbone.latent_shape(*release.defaults.sizes[0])
+
+    def forward(batch: int) -> float:
+        x = torch.randn(batch, *shape)
+        text = {"states": states.expand(batch, -1, -1)}
+        with torch.inference_mode():
+            return median_seconds(lambda: backbone.denoise(x, torch.full((batch,), 500.0), text))
+
+    two, thirty_two = forward(2), forward(32)
+    figures["forward gain per row, one guided picture to sixteen"] = (two / 2) / (thirty_two / 32)
+
+    def pictures(engine: Engine, count: int, personal: bool) -> float:
+        def draw() -> None:
+            users = [User(rng.normal(size=(rows, dim)).astype(np.float32)) for _ in range(count)]
+            wanted = [
+                release.defaults.request(
+                    str(HELD_OUT_CAPTIONS[i % len(HELD_OUT_CAPTIONS)]),
+                    seed=i, users=(users[i],) if personal else (),
+                )
+                for i in range(count)
+            ]  # fmt: skip
+            for ticket in engine.submit_all(wanted):
+                ticket.result()
+
+        return median_seconds(draw, 3) / count
+
+    with Engine(backbone, adapter, embedding_rows=rows, max_rows=16) as engine:
+        alone, sixteen = pictures(engine, 1, True), pictures(engine, 16, True)
+        alone_plain, sixteen_plain = pictures(engine, 1, False), pictures(engine, 16, False)
+    figures["seconds per picture, alone"] = alone
+    figures["seconds per picture, sixteen users together"] = sixteen
+    figures["gain per picture, alone to sixteen together"] = alone / sixteen
+    figures["cost of the user branch, alone"] = alone / alone_plain - 1
+    figures["cost of the user branch, sixteen together"] = sixteen / sixteen_plain - 1
+
+    encoder = release.load_encoder()
+
+    def pair(seed: int) -> Pair:
+        caption = HELD_OUT_CAPTIONS[seed % len(HELD_OUT_CAPTIONS)]
+        left, right = (png(render(caption, sample_style(rng), 2 * seed + k)) for k in (0, 1))
+        return Pair(str(caption), left, right)
+
+    fresh = iter(range(10_000))
+    four = [[pair(next(fresh)) for _ in range(4)] for _ in range(REPEATS + 1)]
+    figures["seconds per user, four pairs read"] = median_seconds(lambda: encoder.embed(four.pop()))
+    five = [pair(next(fresh)) for _ in range(4)]
+    encoder.embed(five)
+    figures["seconds per user, a fifth pair added"] = median_seconds(
+        lambda: encoder.embed([*five, pair(next(fresh))])
+    )
+
+    report = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "release": f"{release.name} {release.version}",
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    out = Path("runs/bench/studio.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['machine']}, torch {report['torch']}, {report['release']}\n")
+    print("| figure | value |\n|---|---|")
+    for name, value in figures.items():
+        print(f"| {name} | {value:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
