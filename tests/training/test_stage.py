@@ -1,0 +1,166 @@
+"""A stage that is stopped anywhere goes on as if it had not been."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.stage import Diverged, Draws, Metrics, Stage, cosine, draws
+
+STEPS = 30
+
+
+class Killed(BaseException):
+    """As a signal would be: not an error that anybody handles."""
+
+
+def new_stage(directory: Path, *, stop_at: int | None = None, bad_at: int | None = None) -> Stage:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+
+    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+        if step == stop_at:
+            raise Killed
+        x = torch.randn(16, 4, generator=draw.torch)
+        noise = float(draw.numpy.normal()) * 0.01
+        value = (model(x) - x.sum(1, keepdim=True) - noise).square().mean()
+        return value * (math.nan if step == bad_at else 1), {"twice": 2 * float(value.detach())}
+
+    return Stage(
+        name="toy", directory=directory, modules={"model": model}, loss=loss, steps=STEPS,
+        learning_rate=1e-2, warmup=3, save_every_s=0,
+    )  # fmt: skip
+
+
+def weights(stage: Stage) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in stage.modules["model"].state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def straight(tmp_path: Path) -> dict[str, Tensor]:
+    stage = new_stage(tmp_path / "straight")
+    assert stage.run()
+    return weights(stage)
+
+
+@pytest.mark.parametrize("stop_at", [1, 13, STEPS - 1])
+def test_killed_and_resumed_is_bit_for_bit_the_same(
+    tmp_path: Path, straight: dict[str, Tensor], stop_at: int
+) -> None:
+    with pytest.raises(Killed):
+        new_stage(tmp_path, stop_at=stop_at).run()
+    resumed = new_stage(tmp_path)
+    assert resumed.run()
+    assert same(weights(resumed), straight)
+
+
+def test_without_a_checkpoint_at_the_kill_steps_are_repeated(
+    tmp_path: Path, straight: dict[str, Tensor]
+) -> None:
+    first = new_stage(tmp_path, stop_at=20)
+    first.save_every_s = 1e9
+    with pytest.raises(Killed):
+        first.run()
+    assert not first.checkpoint.exists()
+    resumed = new_stage(tmp_path)
+    assert resumed.run()
+    assert same(weights(resumed), straight)
+
+
+def test_a_time_limit_stops_between_steps(tmp_path: Path, straight: dict[str, Tensor]) -> None:
+    runs = 0
+    while not (stage := new_stage(tmp_path)).run(seconds=0):
+        runs += 1
+        assert stage.checkpoint.exists()
+        assert runs < STEPS
+    assert runs == STEPS - 1
+    assert same(weights(stage), straight)
+
+
+def test_a_finished_stage_runs_no_further(tmp_path: Path, straight: dict[str, Tensor]) -> None:
+    assert new_stage(tmp_path).run()
+    again = new_stage(tmp_path, stop_at=0)
+    assert again.run()
+    assert same(weights(again), straight)
+
+
+def test_a_bad_loss_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    stage = new_stage(tmp_path, bad_at=17)
+    with pytest.raises(Diverged, match="17"):
+        stage.run()
+    kept = torch.load(stage.checkpoint, weights_only=True)
+    assert kept["step"] == 17
+    assert all(v.isfinite().all() for v in kept["modules"]["model"].values())
+    assert new_stage(tmp_path).run()
+
+
+def test_a_bad_gradient_counts_as_bad(tmp_path: Path) -> None:
+    """A finite loss can have an infinite slope: sqrt at zero."""
+    weight = nn.Linear(1, 1)
+
+    def loss(step: int, _: Draws) -> tuple[Tensor, Metrics]:
+        return (weight.weight * (0 if step == 4 else 1)).abs().sum().sqrt(), {}
+
+    stage = Stage(
+        name="steep", directory=tmp_path, modules={"w": weight}, loss=loss, steps=8,
+        learning_rate=1e-3, save_every_s=0,
+    )  # fmt: skip
+    with pytest.raises(Diverged):
+        stage.run()
+    kept = torch.load(stage.checkpoint, weights_only=True)
+    assert kept["step"] == 4
+    assert weight.weight.isfinite().all()
+
+
+def test_it_learns_and_ends_with_the_average(tmp_path: Path) -> None:
+    stage = new_stage(tmp_path)
+    stage.steps = 200
+    assert stage.run()
+    assert stage.history[-1]["loss"] < 0.5 * stage.history[0]["loss"]
+    lines = [json.loads(line) for line in (tmp_path / "toy.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [100, 200]
+    assert lines[0]["twice"] == pytest.approx(2 * lines[0]["loss"], rel=1e-3)
+    live = torch.load(stage.checkpoint, weights_only=True)["modules"]["model"]["0.weight"]
+    assert not torch.equal(weights(stage)["0.weight"], live)
+
+
+def test_peeks_see_the_averaged_weights(tmp_path: Path) -> None:
+    stage = new_stage(tmp_path)
+    seen = []
+
+    def peek(step: int) -> Metrics:
+        seen.append((step, weights(stage)))
+        return {"seen": float(step)}
+
+    stage.peek, stage.peek_every = peek, 100
+    assert stage.run()
+    assert [step for step, _ in seen] == [STEPS]
+    assert same(seen[0][1], weights(stage))
+    assert stage.history[-1]["seen"] == STEPS
+
+
+def test_the_numbers_of_a_step_depend_on_seed_and_step_alone() -> None:
+    def numbers(seed: int, step: int) -> tuple[float, float]:
+        draw = draws(seed, step)
+        return float(draw.numpy.random()), float(torch.rand((), generator=draw.torch))
+
+    assert numbers(0, 5) == numbers(0, 5)
+    assert len({numbers(*x) for x in ((0, 5), (0, 6), (1, 5), (5, 0))}) == 4
+
+
+def test_the_learning_rate_warms_up_holds_and_falls() -> None:
+    rates = [cosine(step, 1000, warmup=100, hold=0.4) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[100:400] == [1.0] * 300
+    assert all(a >= b for a, b in itertools.pairwise(rates[400:]))
+    assert rates[-1] == pytest.approx(0.02, abs=1e-3)
