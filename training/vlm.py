@@ -313,7 +313,7 @@ def profile_stage(
         }
 
     @torch.no_grad()
-    def peek(_: int) -> Metrics:
+    def peek(step: int) -> Metrics:
         if held_out is None:
             return {}
         read, other, tastes = held_out

@@ -147,7 +147,7 @@ class Encoder:
     @torch.inference_mode()
     def read(self, choices: Sequence[Choice]) -> tuple[Array, str | None]:
         """One reading: hidden states ``[rows, hidden]`` (float32) and the profile."""
-        choices = [(self._harmless(caption), *pictures) for caption, *pictures in choices]
+        choices = [(self._harmless(caption), w, x) for caption, w, x in choices]
         text = self.processor.apply_chat_template(
             self.config.prompt.conversation(choices), add_generation_prompt=True
         )
