@@ -45,6 +45,7 @@ class Budget:
     decoder_steps: int = 3_000
     look_steps: int = 1_500
     base_steps: int = 4_000
+    base_batch: int = 16
     profile_steps: int = 2_000
     people: int = 2_000
     readings: int = 6
@@ -62,7 +63,7 @@ BUDGETS = {
     ),
     "cuda": Budget(
         pool=60_000, autoencoder_steps=20_000, decoder_steps=20_000, look_steps=6_000,
-        base_steps=40_000, profile_steps=10_000, people=10_000, adapter_steps=6_000,
+        base_steps=40_000, base_batch=64, profile_steps=10_000, people=10_000, adapter_steps=6_000,
         population_steps=6_000,
     ),
 }  # fmt: skip
@@ -128,7 +129,7 @@ class Bootstrap:
             text, unet = base.new_text_encoder(tokenizer), base.new_unet()
             base.base_stage(
                 unet, text, tokenizer, latents / latents.std(), self.pool().captions, self.work,
-                steps=self.budget.base_steps, seed=self.seed,
+                steps=self.budget.base_steps, batch=self.budget.base_batch, seed=self.seed,
             ).run()  # fmt: skip
             text.save_pretrained(self.work / "text")
             unet.save_pretrained(draft)

@@ -100,7 +100,7 @@ def preference_stage(
     readings_per_embedding: Callable[[float], int],
     population: Tensor | None = None,
     peek: Callable[[int], Metrics] | None = None,
-    batch: int = 16,
+    batch: int = 12,
     beta: float = 300.0,
     learning_rate: float = 1e-3,
     first_timestep: int = 150,

@@ -57,6 +57,8 @@ class StudioReport:
             embedding_rows=(release.manifest.embedding_shape or (1, 0))[0],
         ).start()  # fmt: skip
         self.encoder = release.load_encoder()
+        if self.encoder.config.position == "before_profile":  # the profile changes no embedding
+            self.encoder.config = self.encoder.config.model_copy(update={"profile": "skip"})
         self.judge = load_judge()
         pool = load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
         self.panel = new_panel(split, users, pool)
