@@ -22,6 +22,26 @@ def demo(out: Path = Path("demo.png")) -> None:
 
 
 @app.command()
+def world(out: Path = Path("world.png")) -> None:
+    """Draw the studio's world: each style axis, from little to much, on a few captions."""
+    import numpy as np
+    from PIL import Image
+
+    from training.contact_sheet import Row, grid, stack
+    from training.data.world import AXES, CAPTIONS, render
+
+    usual = np.array([0, 0.1, 0.2, -0.3, -0.7, -0.7, -0.6, -0.7])
+    shown = [CAPTIONS[k] for k in (3, 70, 28)]
+    rows = []
+    for axis, name in enumerate(AXES):
+        styles = [np.where(np.arange(len(AXES)) == axis, v, usual) for v in (-1.0, 1.0)]
+        pictures = [render(c, style, 5) for c in shown for style in styles]
+        rows.append(Row(name, [Image.fromarray(p) for p in pictures]))
+    columns = [f"{size} {c.subject}" for c in shown for size in ("little:", "much:")]
+    stack([grid(columns, rows, side=128)]).save(out)
+
+
+@app.command()
 def bootstrap(
     out: Annotated[Path, typer.Option(help="Release directory to write.")],
     work: Annotated[Path, typer.Option(help="Pools, checkpoints and logs; resumed from.")] = WORK,

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
+from training.contact_sheet import Row, grid, stack
 from training.data.fingerprint import FROZEN, fingerprint
 from training.data.pool import load_pool
 from training.data.users import people
@@ -251,7 +252,11 @@ def write_report(
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(markdown(report))
     names = [n for n in ("base", "personal", "mismatched", "true taste") if n in outcomes]
-    rows = [np.concatenate(list(outcomes[n].images[:10]), axis=1) for n in names]
-    Image.fromarray(np.concatenate(rows)).save(out / "sheet.png")
-    legend = {"rows": names, "prompts": [str(CAPTIONS[c]) for c in panel_captions[:10]]}
-    (out / "sheet.json").write_text(json.dumps(legend, indent=1) + "\n")
+    rows = [
+        Row(
+            str(CAPTIONS[panel_captions[user]]),
+            [Image.fromarray(outcomes[name].images[user]) for name in names],
+        )
+        for user in range(min(10, len(panel_captions)))
+    ]
+    stack([grid(names, rows, side=128)]).save(out / "sheet.png")
