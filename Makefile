@@ -2,7 +2,9 @@
 #   make demo        pictures made to one person's taste, by the real server (writes demo.png)
 #   make serve       the same server, kept on http://127.0.0.1:8000
 #   make test        lint, types and every test
-#   make bench       every figure that the README quotes
+#   make bench       what the default costs: batching, personalisation, reading
+#   make evaluate    how well it personalises: new users, held-out captions (an hour on two cores)
+#   make bootstrap   rebuild the default from nothing (some three hours on two cores; resumes)
 #
 # pip takes whichever build of torch it finds; to ask for the small CPU one on Linux:
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint bench
+.PHONY: help setup demo serve test lint bench evaluate bootstrap
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +47,12 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+evaluate: $(STAMP)
+	$(BIN)/python -m training evaluate --out runs/report
+
+bootstrap: $(STAMP)
+	$(BIN)/python -m training bootstrap --out runs/studio-release
 
 bench: $(STAMP)
 	set -e; for figure in benchmarks/bench_*.py; do $(BIN)/python $$figure; done
