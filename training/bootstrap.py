@@ -52,14 +52,15 @@ class Budget:
     directions: int = 8  # probe on dev people: cosine .41, .45, .45, .45 from 6, 8, 12, 16
     adapter_steps: int = 1_400
     population_steps: int = 1_400
+    gate_pairs: int = 1_024  # held-out choices that each look at the gate's figure counts
 
 
 BUDGETS = {
     "cpu": Budget(),
     "tiny": Budget(
-        pool=1_000, dev_pool=500, autoencoder_steps=60, decoder_steps=20, look_steps=150,
-        base_steps=60, profile_steps=120, people=200, readings=3, adapter_steps=40,
-        population_steps=10,
+        pool=1_000, dev_pool=500, autoencoder_steps=40, decoder_steps=15, look_steps=120,
+        base_steps=40, profile_steps=120, people=200, readings=3, adapter_steps=15,
+        population_steps=5, gate_pairs=64,
     ),
     "cuda": Budget(
         pool=60_000, autoencoder_steps=20_000, decoder_steps=20_000, look_steps=6_000,
@@ -245,7 +246,13 @@ class Bootstrap:
             def peek(_: int) -> Metrics:
                 return {
                     f"dev_accuracy_{readings}_readings": preference.implicit_accuracy(
-                        unet, adapter, unseen, audience, transform, readings=readings
+                        unet,
+                        adapter,
+                        unseen,
+                        audience,
+                        transform,
+                        readings=readings,
+                        pairs=self.budget.gate_pairs,
                     )
                     for readings in (() if population else (1, 3))
                 }
