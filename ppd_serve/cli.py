@@ -13,7 +13,9 @@ from ppd_serve.errors import PPDError
 from ppd_serve.manifest import read_manifest
 from ppd_serve.settings import Settings
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 release = typer.Typer(help="Look at a release directory.", no_args_is_help=True)
 app.add_typer(release, name="release")
 

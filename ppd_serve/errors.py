@@ -1,12 +1,12 @@
 """Every error the server raises on purpose.
 
 PPDError
-├── InvalidInput            422  a field of a request is wrong (names the field, never echoes the value)
+├── InvalidInput            422  a field of a request is wrong (named; its value is never echoed)
 │   └── BadImage            422  bytes that are not a picture we accept
 ├── Unauthorized            401
 ├── Forbidden               403
 ├── NotFound                404
-├── Conflict                409  the same key is running, a picture is in use, a second, different answer
+├── Conflict                409  the same key is running, a picture is in use, another answer
 ├── TooLarge                413
 ├── Unavailable             503  carries ``retry_after`` seconds
 │   ├── QueueFull           503

@@ -29,6 +29,7 @@ FREE_SECONDS = 15.0  # what a server that was killed may take to let go of its p
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ppd_serve.api.edge:in_proxy",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after its 5 s a busy machine would start over
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other work on the machine come first
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a part with gpus: 0 still sees what is there
 }

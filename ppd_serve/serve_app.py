@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from fastapi import FastAPI
 from ray import serve
@@ -35,6 +37,7 @@ from ppd_serve.settings import Part, Settings
 APP = "ppd"
 OPEN_CALLS = 1000  # the engine's queue is the only queue: nothing waits in Ray's
 OBJECT_STORE_BYTES = 200 * 2**20
+START_ATTEMPTS = 4
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -193,19 +196,50 @@ def ours(error: Exception) -> PPDError:
     return ActorUnavailable()
 
 
+def start_ray(scratch: str) -> None:
+    """A Ray of this process alone, with everything of it in ``scratch``. Raises ``RuntimeError``.
+
+    Its raylet gives its agents 15 s to start and ends if they take longer, which on a machine that
+    is busy just now they do; no setting changes that, so it is started again."""
+    for _ in range(START_ATTEMPTS):
+        try:
+            with _all_or_nothing():
+                ray.init(
+                    "local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=scratch,
+                    logging_level="ERROR",
+                )
+            return
+        except Exception as error:  # Ray's own is a bare Exception
+            reason = str(error)
+    raise RuntimeError(f"Ray does not start: {reason}")
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """Ray forgets the processes of a start that failed. They end here."""
+    before = psutil.Process().children(recursive=True)
+    try:
+        yield
+    except BaseException:
+        begun = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        for process in begun:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(begun)
+        raise
+
+
 def start(settings: Settings, scratch: str) -> None:
     """Start Ray (a private one, with everything of it in ``scratch``, unless an address is set)
     and the application on it. Raises ``RuntimeError`` when it can't be deployed."""
-    if settings.ray_address:
-        ray.init(settings.ray_address)
-    else:
-        ray.init(
-            "local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=scratch,
-            logging_level="ERROR",
-        )
+    with chdir(scratch):  # Ray puts it on its workers' path, before the standard library
+        if settings.ray_address:
+            ray.init(settings.ray_address)
+        else:
+            start_ray(scratch)
     logging: Any = {"log_level": "WARNING", "enable_access_log": False}
     address = {"host": settings.host, "port": settings.port}
     serve.start(http_options=address, logging_config=logging)

@@ -88,6 +88,18 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()  # other processes have other working directories
 
+    @field_validator("blob_url")
+    @classmethod
+    def _absolute_unless_url(cls, url: str | None) -> str | None:
+        return url if url is None or "://" in url else str(Path(url).expanduser().absolute())
+
+    @field_validator("database_url")
+    @classmethod
+    def _absolute_if_file(cls, url: str | None) -> str | None:
+        if url and url.startswith("sqlite") and not url.partition(":///")[2].startswith("/"):
+            raise ValueError("needs an absolute path: sqlite:////path/to/file")
+        return url
+
     @field_validator("api_keys")
     @classmethod
     def _projects(cls, keys: dict[str, str]) -> dict[str, str]:

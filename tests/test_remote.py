@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import ray
 
 from ppd_serve.errors import ActorUnavailable, PPDError
-from ppd_serve.serve_app import Remote
+from ppd_serve.serve_app import Remote, start_ray
 from tests.api.doubles import every_error
 
 pytestmark = pytest.mark.slow
@@ -29,20 +30,15 @@ class Part:
 
 
 @pytest.fixture(scope="module")
-def actors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    here = str(Path(__file__).parents[1])
-    ray.init(
-        "local",
-        num_cpus=1,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        logging_level="ERROR",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": here}},
-    )
-    yield ray.remote(num_cpus=0)(Part)
-    ray.shutdown()
+def actors() -> Iterator[Any]:
+    # Not under pytest's own directory: a socket's path must be short.
+    scratch = tempfile.TemporaryDirectory(prefix="ppd-", ignore_cleanup_errors=True)
+    with scratch as place, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        start_ray(place)
+        yield ray.remote(num_cpus=0)(Part)
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

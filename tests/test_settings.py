@@ -30,8 +30,10 @@ def test_flags_beat_variables_beat_the_file(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_paths_mean_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = Settings.load({"data": "here"})
+    settings = Settings.load({"data": "here", "blob_url": "there"})
     assert settings.data == tmp_path / "here"
+    assert settings.blobs == str(tmp_path / "there")
+    assert Settings.load({"blob_url": "s3://b"}).blobs == "s3://b"
     assert settings.database == f"sqlite:///{tmp_path}/here/ppd.db"
 
 
@@ -44,7 +46,8 @@ def test_paths_mean_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_pat
         {"api_keys": {"short": "p"}},
         {"api_keys": {"k" * 20: "a/b"}},
         {"gateways": 2},
-        {"gateways": 2, "database_url": "sqlite:///x", "blob_url": "s3://b"},
+        {"database_url": "sqlite:///x"},
+        {"gateways": 2, "database_url": "sqlite:////x", "blob_url": "s3://b"},
         {"gateways": 2, "database_url": "postgresql://x"},
         {"gateways": 2, "database_url": "postgresql://x", "blob_url": "s3://b"},  # whose links?
         {"ray_address": "auto"},

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 
 ENVIRONMENT = {
     "PPD_ENCODE_WAIT_S": "8",  # many times what this tiny VLM takes
@@ -40,10 +39,10 @@ class Server:
 
     def start(self) -> Server:
         """Return when it has printed its ready line."""
-        command = [
-            sys.executable, "-c", "from ppd_serve.cli import app; app()", "serve",
-            "--port", str(self.port), "--data", str(self.data),
-        ]  # fmt: skip
+        program = Path(sys.executable).with_name("ppd")
+        command = [program, "serve", "--port", str(self.port), "--data", self.data]
+        # Whatever lies where it was started is no module of the server's.
+        (self.directory / "profile.py").write_text("raise RuntimeError('imported')")
         self.process = subprocess.Popen(
             command,
             cwd=self.directory,
@@ -68,18 +67,22 @@ class Server:
 
     def actor(self, name: str) -> int:
         """The process of an actor. Raises ``LookupError`` while there is none."""
-        for pid in _descendants(self.process.pid):
-            if _title(pid).startswith(f"ray::ServeReplica:ppd:{name}"):
-                return pid
+        for process in self._actors():
+            if _title(process).startswith(f"ray::ServeReplica:ppd:{name}"):
+                return process.pid
         raise LookupError(name)
 
+    def _actors(self) -> list[psutil.Process]:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [p for p in family if _title(p).startswith(("ray::Serve", "ray::Proxy"))]
+
     def kill(self) -> None:
-        """``kill -9``, and wait until nothing of it is left."""
-        family = list(_descendants(self.process.pid))
+        """``kill -9``, and wait until nothing of it is left that holds its port or its files."""
+        actors = self._actors()
         self.process.kill()
         self.process.wait()
-        for pid in family:
-            _wait_gone(pid)
+        _, alive = psutil.wait_procs(actors, timeout=120)
+        assert not alive, f"these outlived the server by two minutes: {alive}"
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""
@@ -91,37 +94,8 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    for child in _children().get(pid, []):
-        yield child
-        yield from _descendants(child)
-
-
-def _children() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just ended
-        found.setdefault(int(after_name[1]), []).append(int(stat.parent.name))
-    return found
-
-
-def _title(pid: int) -> str:
+def _title(process: psutil.Process) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def _wait_gone(pid: int) -> None:
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)  # readable once the process has ended
-    ended = poller.poll(60_000)
-    os.close(descriptor)
-    assert ended, f"process {pid} outlived the server by a minute: {_title(pid)}"
+        return "".join(process.cmdline())
+    except psutil.Error:
+        return ""  # it has just ended
