@@ -46,15 +46,20 @@ def bootstrap(
     out: Annotated[Path, typer.Option(help="Release directory to write.")],
     work: Annotated[Path, typer.Option(help="Pools, checkpoints and logs; resumed from.")] = WORK,
     budget: Annotated[str, typer.Option(help="tiny, cpu or cuda")] = "cpu",
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Keep this release's eyes, train its base on.")
+    ] = None,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Rebuild the embedded default from nothing."""
+    """Rebuild the embedded default from nothing, or raise one that there is."""
     from training.bootstrap import BUDGETS, Bootstrap
 
     if budget not in BUDGETS:
         raise typer.BadParameter(f"must be one of {', '.join(BUDGETS)}", param_hint="--budget")
-    Bootstrap(work, BUDGETS[budget], seed=seed, threads=threads).release(out, version="1")
+    Bootstrap(work, BUDGETS[budget], seed=seed, threads=threads, start=start).release(
+        out, version="1"
+    )
 
 
 @app.command()

@@ -71,12 +71,22 @@ BUDGETS = {
 
 
 class Bootstrap:
-    """The stages over one working directory. Methods are in the order they run."""
+    """The stages over one working directory. Methods are in the order they run.
+
+    ``start``: a release whose autoencoder and VLM are kept and whose base trains on, so that the
+    shipped default can be raised without beginning again.
+    """
 
     def __init__(
-        self, work: Path, budget: Budget, *, seed: int = 0, threads: int | None = None
+        self,
+        work: Path,
+        budget: Budget,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        start: Path | None = None,
     ) -> None:
-        self.work, self.budget, self.seed = work, budget, seed
+        self.work, self.budget, self.seed, self.start = work, budget, seed, start
         if threads:
             torch.set_num_threads(threads)
         work.mkdir(parents=True, exist_ok=True)
@@ -106,6 +116,9 @@ class Bootstrap:
 
     def vae_core(self) -> AutoencoderTiny:
         def make(draft: Path) -> None:
+            if self.start:
+                load(AutoencoderTiny, self.start / "backbone" / "vae").save_pretrained(draft)
+                return
             vae = autoencoder.new_autoencoder()
             autoencoder.core_stage(
                 vae, self.pool().images, self.pool("dev").images[:32], self.work,
@@ -128,6 +141,9 @@ class Bootstrap:
             latents = self.latents()
             tokenizer = base.new_tokenizer()
             text, unet = base.new_text_encoder(tokenizer), base.new_unet()
+            if self.start:
+                text = load(CLIPTextModel, self.start / "backbone" / "text_encoder")
+                unet = load(UNet2DConditionModel, self.start / "backbone" / "unet")
             base.base_stage(
                 unet, text, tokenizer, latents / latents.std(), self.pool().captions, self.work,
                 steps=self.budget.base_steps, batch=self.budget.base_batch, seed=self.seed,
@@ -153,6 +169,10 @@ class Bootstrap:
 
     def seeing(self) -> Idefics3ForConditionalGeneration:
         def make(draft: Path) -> None:
+            if self.start:
+                AutoProcessor.from_pretrained(self.start / "encoder").save_pretrained(draft)
+                self.started_vlm().save_pretrained(draft)
+                return
             processor = vlm.new_processor()
             model = vlm.new_vlm(processor.tokenizer)
             vlm.whiten_patches(model, self.pool().images[:1500])
@@ -163,6 +183,10 @@ class Bootstrap:
             model.save_pretrained(draft)
 
         return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm-look", make))
+
+    def started_vlm(self) -> Idefics3ForConditionalGeneration:
+        assert self.start
+        return load(Idefics3ForConditionalGeneration, self.start / "encoder")
 
     def features(self, name: str) -> torch.Tensor:
         def make(draft: Path) -> None:
@@ -177,6 +201,9 @@ class Bootstrap:
 
     def vlm(self) -> Idefics3ForConditionalGeneration:
         def make(draft: Path) -> None:
+            if self.start:
+                self.started_vlm().save_pretrained(draft)
+                return
             model = self.seeing().train()
             vlm.profile_stage(
                 self.reader(model, "train"), self.pool(), self.work,
@@ -322,6 +349,11 @@ class Bootstrap:
         x = taste_features(audience.tastes)
         solution = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ target)
         return {"taste_to_embedding": solution.astype(np.float32)}
+
+
+def load(model: Any, path: Path) -> Any:
+    """A model of a release, in float32 again."""
+    return model.from_pretrained(path).float()
 
 
 @torch.no_grad()
