@@ -96,6 +96,8 @@ def save_backbone(
     scheduler = DDIMScheduler(
         **SCHEDULE, timestep_spacing="trailing", clip_sample=False, steps_offset=1
     )
+    for name, part in (("vae", vae), ("unet", unet)):
+        part.register_to_config(_name_or_path=f"studio/{name}")  # else where it was trained
     StableDiffusionPipeline(
         vae=vae.to(dtype), text_encoder=text_encoder.to(dtype), tokenizer=tokenizer,
         unet=unet.to(dtype), scheduler=scheduler, safety_checker=None, feature_extractor=None,
