@@ -1,0 +1,182 @@
+"""The whole recipe on a tiny budget: from nothing to a release that loads, stoppable anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppd_serve.preferences.encoder import Encoder
+from ppd_serve.preferences.pairs import Pair
+from ppd_serve.release import Release, load_release
+from training import bootstrap
+from training.bootstrap import BUDGETS, Bootstrap
+from training.data.pool import PairSampler, Pool
+from training.data.users import Tastes, people
+from training.data.world import AXES, CAPTIONS
+from training.evaluate.studio import png
+from training.preference import Audience
+from training.stage import Stage
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def release(work: Path) -> Iterator[Release]:
+    """Made here, once, from nothing."""
+    threads = torch.get_num_threads()
+    path = Bootstrap(work, BUDGETS["tiny"]).release(work / "release", version="0")
+    yield load_release(path)
+    torch.set_num_threads(threads)
+
+
+def test_it_ends_in_a_release_that_can_be_served(release: Release) -> None:
+    release.check()
+    manifest = release.manifest
+    assert manifest.name == "studio"
+    assert manifest.training["budget"] == dataclasses.asdict(BUDGETS["tiny"])
+    backbone = release.load_backbone()
+    assert release.load_adapter(backbone) is not None
+    encoder = release.load_encoder()
+    assert encoder.space == manifest.embedding_space
+    assert (encoder.rows, encoder.dim) == manifest.embedding_shape
+    size = sum(f.stat().st_size for f in release.path.rglob("*") if f.is_file())
+    assert size < 40e6
+    for text in release.path.rglob("*.json"):
+        assert str(release.path.parent) not in text.read_text(), text.name
+
+
+def test_it_sees(work: Path, release: Release) -> None:
+    """Style scores of new pictures are explained better than by their mean."""
+    lines = [json.loads(x) for x in (work / "look.jsonl").read_text().splitlines()]
+    explained = [lines[-1][f"r2_{axis}"] for axis in AXES]
+    assert np.mean(explained) > 0.3
+
+
+def test_the_base_and_the_autoencoder_learned(work: Path, release: Release) -> None:
+    base = [json.loads(x) for x in (work / "base.jsonl").read_text().splitlines()]
+    assert base[-1]["mse"] < 1.0  # a zero prediction's error: latents and noise have unit variance
+    decoder = [json.loads(x) for x in (work / "decoder.jsonl").read_text().splitlines()]
+    assert decoder[-1]["psnr"] > 11
+
+
+@pytest.mark.parametrize("readings", [1, 3])
+def test_its_embeddings_speak_of_the_person(work: Path, release: Release, readings: int) -> None:
+    """Beat chance, honestly: a linear map from embedding to taste, fitted on training people, ranks
+    new people's further choices between new pictures. The map has no constant term, so what most
+    people like cannot help it: zero is the average person."""
+    tiny = Bootstrap(work, BUDGETS["tiny"])
+    audience = tiny.audience("train", tiny.budget.people, tiny.budget.readings)
+    new = tiny.audience("dev", 300, 3)
+
+    def embedded(of: Audience) -> np.ndarray:
+        count = len(of.tastes)
+        read = np.tile(np.arange(readings), (count, 1))
+        return of.embedding(tiny.transform(), np.arange(count), read)[:, 0].numpy()
+
+    linear = audience.tastes.weight + 2 * audience.tastes.curvature * audience.tastes.level
+    known = embedded(audience)
+    ridge = 20 * np.eye(known.shape[1])
+    to_taste = np.linalg.solve(known.T @ known + ridge, known.T @ (linear - linear.mean(0)))
+    right = agreement(embedded(new) @ to_taste, new.tastes, tiny.pool("dev"))
+    standard_error = right.std() / np.sqrt(len(right))
+    assert right.mean() > 0.5 + 2 * standard_error
+
+
+def agreement(guess: np.ndarray, tastes: Tastes, pool: Pool) -> np.ndarray:
+    """Per person, the share of 40 further choices that the guessed linear taste foresees."""
+    preferred, rejected = PairSampler(pool).draw(tastes, 40, np.random.default_rng(99))
+    margin = ((pool.scores[preferred] - pool.scores[rejected]) * guess[:, None]).sum(-1)
+    return (margin > 0).mean(1)
+
+
+def test_the_shipped_encoder_reads_as_the_trainer_did(work: Path, release: Release) -> None:
+    """Weights are rounded to fp16 on the way into the release; the embedding hardly notices."""
+    tiny = Bootstrap(work, BUDGETS["tiny"])
+    pool, reader = tiny.pool("dev"), tiny.reader(tiny.vlm(), "dev")
+    preferred, rejected = PairSampler(pool).draw(people("dev", 3), 4, np.random.default_rng(5))
+    with torch.no_grad():
+        states, _ = reader.states(pool.captions[preferred], preferred, rejected)
+    expected = tiny.transform()(states.numpy()[:, None])
+    encoder: Encoder = release.load_encoder()
+    for i in range(3):
+        pairs = [
+            Pair(str(CAPTIONS[pool.captions[w]]), png(pool.images[w]), png(pool.images[x]))
+            for w, x in zip(preferred[i], rejected[i], strict=True)
+        ]
+        np.testing.assert_allclose(encoder.embed(pairs).embedding, expected[i], atol=0.1)
+
+
+# --- stopping -------------------------------------------------------------------------------
+
+SHORT = dataclasses.replace(
+    BUDGETS["tiny"], pool=96, dev_pool=64, autoencoder_steps=4, decoder_steps=3, look_steps=4,
+    base_steps=4, profile_steps=4, people=24, readings=2, directions=4, adapter_steps=3,
+    population_steps=2, gate_pairs=32,
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """As a signal would be: not an error that anybody handles."""
+
+
+def digests(path: Path) -> dict[str, str]:
+    return {
+        f.relative_to(path).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(path.rglob("*"))
+        if f.is_file()
+    }
+
+
+def test_killed_everywhere_and_continued_gives_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the middle of every stage and in the middle of writing every result."""
+    straight = Bootstrap(tmp_path / "straight", SHORT).release(tmp_path / "a", version="0")
+
+    interrupted: set[str] = set()
+    run, rename = Stage.run, Path.rename
+
+    def stopping_run(stage: Stage, **how: float) -> bool:
+        if stage.name not in interrupted:
+            interrupted.add(stage.name)
+            assert not run(stage, seconds=0)  # one step, a checkpoint, and then the end
+            raise Killed
+        return run(stage, **how)
+
+    def stopping_rename(path: Path, target: Path) -> Path:
+        if path.name.startswith("draft-") and path.name not in interrupted:
+            interrupted.add(path.name)
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(Stage, "run", stopping_run)
+    monkeypatch.setattr(bootstrap.Path, "rename", stopping_rename)
+    made = None
+    for _ in range(60):
+        try:
+            made = Bootstrap(tmp_path / "broken", SHORT).release(tmp_path / "b", version="0")
+            break
+        except Killed:
+            continue
+    assert made is not None
+    assert {"autoencoder", "look", "base", "profile", "adapter", "decoder"} <= interrupted
+    assert {"draft-unet", "draft-vlm", "draft-readings-train.npz"} <= interrupted
+    assert digests(made) == digests(straight)
+
+
+def test_another_budget_is_not_mixed_in(work: Path, release: Release) -> None:
+    more = dataclasses.replace(BUDGETS["tiny"], people=BUDGETS["tiny"].people + 1)
+    with pytest.raises(ValueError, match="another budget"):
+        Bootstrap(work, more).audience("train", more.people, more.readings)
