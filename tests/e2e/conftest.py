@@ -48,7 +48,7 @@ def pairs(count: int = 1, prompt: str = "a house") -> dict[str, Any]:
     }
 
 
-def until(true: Callable[[], Any], seconds: float = 120) -> Any:
+def until(true: Callable[[], Any], seconds: float = 300) -> Any:
     """Ask again until the answer is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 ENVIRONMENT = {
-    "PPD_ENCODE_WAIT_S": "8",  # many times what this tiny VLM takes
+    "PPD_ENCODE_WAIT_S": "20",  # many times what this tiny VLM takes
     "PPD_INDEX_SAVE_S": "0.2",
     "PPD_DIFFUSER__THREADS": "1",
     "PPD_ENCODER__THREADS": "1",
@@ -81,8 +81,8 @@ class Server:
         actors = self._actors()
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(actors, timeout=120)
-        assert not alive, f"these outlived the server by two minutes: {alive}"
+        _, alive = psutil.wait_procs(actors, timeout=300)
+        assert not alive, f"these outlived the server by five minutes: {alive}"
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""
@@ -91,7 +91,7 @@ class Server:
         return self.process.wait()
 
     def client(self, **options: object) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, trust_env=False, **options)  # type: ignore[arg-type]
+        return httpx.Client(base_url=self.url, timeout=300, trust_env=False, **options)  # type: ignore[arg-type]
 
 
 def _title(process: psutil.Process) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -155,14 +157,23 @@ def test_bad_pictures_store_nothing(http: httpx.Client, name: str) -> None:
 
 
 def test_a_client_that_leaves_cancels_its_drawing(server: Server, http: httpx.Client) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        http.post("/generate", json={**DRAW, "n": 8, "steps": 100}, timeout=0.3)
+    diffuser = server.actor("Diffuser")
+    os.kill(diffuser, signal.SIGSTOP)  # so that the drawing lasts until its client has left
+    leaving = HTTPConnection("127.0.0.1", server.port)
+    raw = {"Content-Type": "application/json"}
+    leaving.request("POST", "/generate", json.dumps({**DRAW, "prompt": "left"}), raw)
+    until(lambda: _state(server, "left"))
+    leaving.close()
+    until(lambda: _state(server, "left") == "cancelled")
+    os.kill(diffuser, signal.SIGCONT)
+    until(lambda: http.post("/generate", json=DRAW).status_code == 200)
 
-    def states() -> set[str]:
-        with sqlite3.connect(server.data / "ppd.db") as db:
-            return {state for (state,) in db.execute("select state from generations")}
 
-    until(lambda: "cancelled" in states() and "running" not in states())
+def _state(server: Server, prompt: str) -> str | None:
+    """Of the generation with this prompt; None while there is none."""
+    with sqlite3.connect(server.data / "ppd.db") as db:
+        records = db.execute("select state, request from generations").fetchall()
+    return next((state for state, request in records if f'"{prompt}"' in request), None)
 
 
 class Posting:
@@ -226,18 +237,13 @@ def test_a_diffuser_that_dies_comes_back(server: Server, http: httpx.Client) -> 
     os.kill(diffuser, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(http.post, "/generate", json={**DRAW, "prompt": "held"})
-        until(lambda: "held" in _prompts(server))
+        until(lambda: _state(server, "held"))
         os.kill(diffuser, signal.SIGKILL)
         response = held.result()
     if response.status_code != 200:  # the next diffuser takes what this one had not begun
         is_problem(response, 503, "actor-unavailable")
         assert response.headers["retry-after"]
     until(lambda: http.post("/generate", json=DRAW).status_code == 200)
-
-
-def _prompts(server: Server) -> str:
-    with sqlite3.connect(server.data / "ppd.db") as db:
-        return str(db.execute("select request from generations").fetchall())
 
 
 def test_an_index_that_dies_is_fed_again(server: Server, http: httpx.Client) -> None:
