@@ -329,7 +329,7 @@ class Bootstrap:
                 embedding_shape=(transform.matrix.shape[0], transform.matrix.shape[-1]),
                 defaults=Defaults(
                     sizes=((SIDE, SIDE),), steps=20, guidance_scale=3.0, sampler="ddim",
-                    guidance_rescale=0.5, preference_scale=1.5,
+                    guidance_rescale=0.5, preference_scale=1.0,
                 ),
                 example_prompts=[str(c) for c in CAPTIONS[::13]],
                 training={"world": FROZEN, "seed": self.seed, "budget": vars(self.budget)},
