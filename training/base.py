@@ -6,6 +6,7 @@ Zero-terminal-SNR betas and trailing spacing, because brightness is something pe
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,10 @@ def save_backbone(
     ).save_pretrained(path)  # fmt: skip
     for module in (vae, text_encoder, unet):
         module.float()
+    # transformers loads in the precision that a config names, diffusers in float32: without this
+    # a plain ``from_pretrained`` would mix the two.
+    config = path / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
 
 
 @torch.no_grad()
