@@ -26,7 +26,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNNABLE = {"bash", "sh", "shell", "console", "python"}
-DEFAULT_RELEASE = ROOT / "ppd_serve" / "assets" / "studio" / "release.json"
 URL = "http://127.0.0.1:8000"  # as the README writes it
 
 
@@ -152,7 +151,6 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.skipif(not DEFAULT_RELEASE.exists(), reason="the default release is not trained yet")
 def test_examples_run_against_the_server(server: str, tmp_path: Path):
     for block in checked("server"):
         execute(block, tmp_path, server)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppd_serve.settings import STUDIO
 from training import demo
 from training.data.judge import scores
 from training.data.users import Tastes, people
@@ -129,7 +128,6 @@ def test_a_server_that_does_not_start_is_one_message_and_a_failure(
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.skipif(not (STUDIO / "release.json").exists(), reason="no embedded default here")
 def test_four_choices_become_pictures_to_the_taste(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
