@@ -252,11 +252,12 @@ def write_report(
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(markdown(report))
     names = [n for n in ("base", "personal", "mismatched", "true taste") if n in outcomes]
+    shown = min(10, *(len(outcomes[name].images) for name in names))  # side conditions are shorter
     rows = [
         Row(
             str(CAPTIONS[panel_captions[user]]),
             [Image.fromarray(outcomes[name].images[user]) for name in names],
         )
-        for user in range(min(10, len(panel_captions)))
+        for user in range(shown)
     ]
     stack([grid(names, rows, side=128)]).save(out / "sheet.png")

@@ -1,0 +1,47 @@
+"""The report is written whole, whatever the lengths of its conditions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.evaluate.run import write_report
+from training.evaluate.studio import Outcome
+
+
+def outcome(count: int) -> Outcome:
+    return Outcome(
+        np.zeros((count, 128, 128, 3), np.uint8),
+        np.zeros((count, 8), np.float32),
+        np.zeros(count, np.float32),
+        np.ones((count, 3), bool),
+    )
+
+
+def rate(value: float = 0.5) -> dict[str, float]:
+    return {"value": value, "low": 0.4, "high": 0.6, "count": 12}
+
+
+@pytest.mark.parametrize("side", [3, 12])
+def test_a_side_condition_may_be_shorter(tmp_path: Path, side: int) -> None:
+    report = {
+        "release": {"name": "studio", "version": "9"},
+        "world": "w",
+        "split": "dev",
+        "users": 12,
+        "base_content": {part: rate() for part in ("size", "subject", "setting")},
+        "conditions": {},
+        "personal_minus_mismatched": 0.1,
+        "personal_beats_mismatched": rate(),
+        "diversity_kept": 1.0,
+    }
+    outcomes = {"base": outcome(12), "personal": outcome(12), "true taste": outcome(side)}
+
+    write_report(report, outcomes, np.zeros(12, np.int64), tmp_path)
+
+    assert json.loads((tmp_path / "report.json").read_text())["users"] == 12
+    assert "50.0 (40.0–60.0)" in (tmp_path / "report.md").read_text()
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > min(10, side) * 128
