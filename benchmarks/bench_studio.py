@@ -61,28 +61,34 @@ def main() -> None:
     figures["forward gain per row, one guided picture to sixteen"] = (two / 2) / (thirty_two / 32)
 
     def pictures(engine: Engine, count: int, personal: bool) -> float:
-        def draw() -> None:
-            users = [User(rng.normal(size=(rows, dim)).astype(np.float32)) for _ in range(count)]
-            wanted = [
-                release.defaults.request(
-                    str(HELD_OUT_CAPTIONS[i % len(HELD_OUT_CAPTIONS)]),
-                    seed=i, users=(users[i],) if personal else (),
-                )
-                for i in range(count)
-            ]  # fmt: skip
-            for ticket in engine.submit_all(wanted):
-                ticket.result()
-
-        return median_seconds(draw, 3) / count
+        """Seconds per picture, once."""
+        users = [User(rng.normal(size=(rows, dim)).astype(np.float32)) for _ in range(count)]
+        wanted = [
+            release.defaults.request(
+                str(HELD_OUT_CAPTIONS[i % len(HELD_OUT_CAPTIONS)]),
+                seed=i, users=(users[i],) if personal else (),
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        start = time.perf_counter()
+        for ticket in engine.submit_all(wanted):
+            ticket.result()
+        return (time.perf_counter() - start) / count
 
     with Engine(backbone, adapter, embedding_rows=rows, max_rows=16) as engine:
-        alone, sixteen = pictures(engine, 1, True), pictures(engine, 16, True)
-        alone_plain, sixteen_plain = pictures(engine, 1, False), pictures(engine, 16, False)
-    figures["seconds per picture, alone"] = alone
-    figures["seconds per picture, sixteen users together"] = sixteen
-    figures["gain per picture, alone to sixteen together"] = alone / sixteen
-    figures["cost of the user branch, alone"] = alone / alone_plain - 1
-    figures["cost of the user branch, sixteen together"] = sixteen / sixteen_plain - 1
+        medians = {}
+        for count in (1, 16):
+            pictures(engine, count, True)
+            # In turn, so that a drift of the machine's speed meets both.
+            turns = [
+                (pictures(engine, count, True), pictures(engine, count, False))
+                for _ in range(REPEATS)
+            ]
+            medians[count] = statistics.median(personal for personal, _ in turns)
+            cost = statistics.median(personal / plain for personal, plain in turns) - 1
+            figures[f"seconds per picture, {count} together"] = medians[count]
+            figures[f"cost of the user branch, {count} together"] = cost
+    figures["gain per picture, alone to sixteen together"] = medians[1] / medians[16]
 
     encoder = release.load_encoder()
 
