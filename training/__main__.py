@@ -11,6 +11,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 WORK = Path("runs/studio")
 DEFAULT_RELEASE = Path("ppd_serve/assets/studio")
+TO_BE_CONTINUED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @app.command()
@@ -47,19 +48,47 @@ def bootstrap(
     work: Annotated[Path, typer.Option(help="Pools, checkpoints and logs; resumed from.")] = WORK,
     budget: Annotated[str, typer.Option(help="tiny, cpu or cuda")] = "cpu",
     start: Annotated[
-        Path | None, typer.Option("--from", help="Keep this release's eyes, train its base on.")
+        Path | None, typer.Option("--from", help="A release to train on from.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    bf16: Annotated[
+        bool, typer.Option(help="bf16 autocast for the base; always with cuda.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long, to be called again.")
+    ] = None,
+    carry: Annotated[
+        Path | None,
+        typer.Option(help="Begin with what was packed here; pack here what has to travel."),
     ] = None,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Rebuild the embedded default from nothing, or raise one that there is."""
-    from training.bootstrap import BUDGETS, Bootstrap
+    """Rebuild the embedded default from nothing, or raise one that there is.
+
+    With ``--minutes``, exit code 75 says that there is more to do: call it again.
+    """
+    from training.bootstrap import BUDGETS, Bootstrap, OutOfTime
+    from training.carry import pack, unpack
 
     if budget not in BUDGETS:
         raise typer.BadParameter(f"must be one of {', '.join(BUDGETS)}", param_hint="--budget")
-    Bootstrap(work, BUDGETS[budget], seed=seed, threads=threads, start=start).release(
-        out, version="1"
-    )
+    if carry and carry.exists():
+        unpack(carry, work)
+    run = Bootstrap(
+        work, BUDGETS[budget], seed=seed, threads=threads, start=start, device=device,
+        bf16=bf16 or device == "cuda", minutes=minutes,
+    )  # fmt: skip
+    unfinished = None
+    try:
+        run.release(out, version="1")
+    except OutOfTime as stopped:
+        unfinished = stopped
+    if carry:
+        typer.echo(f"{pack(work, carry) / 2**20:.0f} MiB to carry in {carry}")
+    if unfinished:
+        typer.echo(f"out of time in {unfinished}: call again")
+        raise typer.Exit(TO_BE_CONTINUED)
 
 
 @app.command()

@@ -89,24 +89,25 @@ def core_stage(
     batch: int = 8,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Stage:
     """Encoder and decoder together, judged at half size."""
-    vae.to(memory_format=torch.channels_last).requires_grad_(True)  # 1.5x on a CPU
+    vae.to(device, memory_format=torch.channels_last).requires_grad_(True)  # 1.5x on a CPU
     vae.decoder.layers[_HALF_SIZE_LAYERS:].requires_grad_(False)
     width = vae.decoder.layers[-1].in_channels
-    head = nn.Conv2d(width, 3, 3, padding=1)
+    head = nn.Conv2d(width, 3, 3, padding=1).to(device)
 
     def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
-        target = to_input(images[draw.numpy.integers(len(images), size=batch)])
+        target = to_input(images[draw.numpy.integers(len(images), size=batch)]).to(device)
         latents = vae.encode(target.to(memory_format=torch.channels_last)).latents
-        noise = torch.randn(latents.shape, generator=draw.torch) * LATENT_NOISE
+        noise = torch.randn(latents.shape, generator=draw.torch).to(device) * LATENT_NOISE
         decoded = _decode_half(vae, head, latents + noise)
         value = reconstruction_loss(decoded, F.avg_pool2d(target, 2))
         return value + 1e-4 * latents.square().mean(), {}
 
     @torch.no_grad()
     def peek(_: int) -> Metrics:
-        target = to_input(held_out)
+        target = to_input(held_out).to(device)
         latents = vae.encode(target).latents
         decoded = _decode_half(vae, head, latents)
         return {
@@ -131,19 +132,20 @@ def decoder_stage(
     batch: int = 8,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Stage:
     """The whole decoder at full size, from a frozen encoder's latents."""
-    vae.to(memory_format=torch.channels_last)
+    vae.to(device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     side = images.shape[1]
 
     def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
-        target = to_input(images[draw.numpy.integers(len(images), size=batch)])
+        target = to_input(images[draw.numpy.integers(len(images), size=batch)]).to(device)
         with torch.no_grad():
             latents = vae.encode(target.to(memory_format=torch.channels_last)).latents
             # The last half of the steps sees what the denoiser will hand over: slightly off.
-            latents += torch.randn(latents.shape, generator=draw.torch) * LATENT_NOISE
+            latents += torch.randn(latents.shape, generator=draw.torch).to(device) * LATENT_NOISE
         # Half-size windows with a cell of context: full resolution is what costs.
         cells = latents.shape[-1] // 2
         y, x = (int(v) for v in draw.numpy.integers(0, cells + 1, size=2))
@@ -156,7 +158,7 @@ def decoder_stage(
 
     @torch.no_grad()
     def peek(_: int) -> Metrics:
-        target = to_input(held_out)
+        target = to_input(held_out).to(device)
         return {"psnr": psnr(vae.decode(vae.encode(target).latents).sample, target)}
 
     return Stage(

@@ -114,9 +114,9 @@ def save_backbone(
 
 @torch.no_grad()
 def encode_pool(vae: AutoencoderTiny, images: NDArray[np.uint8], batch: int = 64) -> Tensor:
-    """Raw latents ``[N, C, 16, 16]`` (before ``scaling_factor``)."""
-    parts = range(0, len(images), batch)
-    return torch.cat([vae.encode(to_input(images[i : i + batch])).latents for i in parts])
+    """Raw latents ``[N, C, 16, 16]`` on the CPU (before ``scaling_factor``)."""
+    parts = (images[i : i + batch] for i in range(0, len(images), batch))
+    return torch.cat([vae.encode(to_input(x).to(vae.device)).latents.cpu() for x in parts])
 
 
 def prompt_for(caption: Caption, rng: np.random.Generator) -> str:
@@ -151,6 +151,7 @@ def base_stage(
     batch: int = 32,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    bf16: bool = False,
     device: str = "cpu",
 ) -> Stage:
     """``latents`` are scaled to unit variance."""
@@ -158,6 +159,7 @@ def base_stage(
     alphas = schedule.alphas_cumprod
     for module in (unet, text_encoder):
         module.to(device).train().requires_grad_(True)
+    unet.to(memory_format=torch.channels_last)
 
     def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
         picked = draw.numpy.integers(len(latents), size=batch)
@@ -177,5 +179,5 @@ def base_stage(
 
     return Stage(
         name="base", directory=directory, modules={"unet": unet, "text": text_encoder},
-        loss=loss, steps=steps, learning_rate=learning_rate, seed=seed, warmup=200,
+        loss=loss, steps=steps, learning_rate=learning_rate, seed=seed, warmup=200, bf16=bf16,
     )  # fmt: skip

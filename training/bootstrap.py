@@ -7,7 +7,9 @@ release, report. Everything about size and length stands in ``Budget``.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +32,19 @@ from training.data.pool import PairSampler, Pool, load_pool
 from training.data.users import people
 from training.data.world import CAPTIONS, SIDE
 from training.evaluate.run import CONTROLS, POPULATION
-from training.evaluate.studio import taste_features
 from training.preference import Audience, Picture
-from training.stage import Metrics
+from training.stage import Metrics, Stage
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything. ``cpu`` is what two cores do in about three hours."""
+    """How much of everything. ``cpu`` is what two cores do in about three hours; ``cuda`` should
+    fit half an hour of one data-centre GPU (planned, not yet measured)."""
 
     pool: int = 20_000
     dev_pool: int = 2_000
     autoencoder_steps: int = 1_900
+    autoencoder_batch: int = 8
     decoder_steps: int = 3_000
     look_steps: int = 1_500
     base_steps: int = 4_000
@@ -51,6 +54,7 @@ class Budget:
     readings: int = 6
     directions: int = 8  # probe on dev people: cosine .41, .45, .45, .45 from 6, 8, 12, 16
     adapter_steps: int = 1_400
+    adapter_batch: int = 12
     population_steps: int = 1_400
     gate_pairs: int = 1_024  # held-out choices that each look at the gate's figure counts
 
@@ -63,18 +67,24 @@ BUDGETS = {
         population_steps=5, gate_pairs=64,
     ),
     "cuda": Budget(
-        pool=60_000, autoencoder_steps=20_000, decoder_steps=20_000, look_steps=6_000,
-        base_steps=40_000, base_batch=64, profile_steps=10_000, people=10_000, adapter_steps=6_000,
-        population_steps=6_000,
+        pool=60_000, autoencoder_steps=8_000, autoencoder_batch=32, decoder_steps=8_000,
+        look_steps=4_000, base_steps=20_000, base_batch=128, profile_steps=6_000, people=10_000,
+        adapter_steps=4_000, adapter_batch=48, population_steps=4_000,
     ),
 }  # fmt: skip
+
+
+class OutOfTime(Exception):
+    """The given minutes are over; everything so far is in the working directory."""
 
 
 class Bootstrap:
     """The stages over one working directory. Methods are in the order they run.
 
-    ``start``: a release whose autoencoder and VLM are kept and whose base trains on, so that the
-    shipped default can be raised without beginning again.
+    What a stage hands on is rounded to fp16 as it ships, so the next one learns on the real thing.
+
+    ``start``: a release whose latents and eyes are kept, and whose base, decoder and language part
+    train on from where they are, so that the shipped default can be raised step by step.
     """
 
     def __init__(
@@ -85,17 +95,30 @@ class Bootstrap:
         seed: int = 0,
         threads: int | None = None,
         start: Path | None = None,
+        bf16: bool = False,
+        device: str = "cpu",
+        minutes: float | None = None,
     ) -> None:
         self.work, self.budget, self.seed, self.start = work, budget, seed, start
+        self.bf16, self.device = bf16, device
+        self.spent: list[Path] = []  # checkpoints that nobody needs once their result is written
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         if threads:
             torch.set_num_threads(threads)
         work.mkdir(parents=True, exist_ok=True)
+
+    def train(self, stage: Stage) -> None:
+        """To the end, or as far as the minutes go."""
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        if not stage.run(seconds=left):
+            raise OutOfTime(stage.name)
+        self.spent.append(stage.checkpoint)
 
     # --- data ---------------------------------------------------------------------------------
 
     def pool(self, name: str = "train") -> Pool:
         count = self.budget.pool if name == "train" else self.budget.dev_pool
-        return load_pool(self.work / "pool", name, count)
+        return load_pool(self.work / "pool", name, count, workers=os.cpu_count() or 1)
 
     def once(self, name: str, make: Callable[[Path], None]) -> Path:
         """The file or directory ``name``; unless it is there, ``make`` writes it, all or nothing.
@@ -110,6 +133,8 @@ class Bootstrap:
                 torch.manual_seed(self.seed)
                 make(draft)
             draft.rename(path)
+            while self.spent:
+                self.spent.pop().unlink()
         return path
 
     # --- backbone -----------------------------------------------------------------------------
@@ -117,22 +142,24 @@ class Bootstrap:
     def vae_core(self) -> AutoencoderTiny:
         def make(draft: Path) -> None:
             if self.start:
-                load(AutoencoderTiny, self.start / "backbone" / "vae").save_pretrained(draft)
+                shutil.copytree(self.start / "backbone" / "vae", draft)
                 return
             vae = autoencoder.new_autoencoder()
-            autoencoder.core_stage(
+            self.train(autoencoder.core_stage(
                 vae, self.pool().images, self.pool("dev").images[:32], self.work,
-                steps=self.budget.autoencoder_steps, seed=self.seed,
-            ).run()  # fmt: skip
-            vae.save_pretrained(draft)
+                steps=self.budget.autoencoder_steps, batch=self.budget.autoencoder_batch,
+                seed=self.seed, device=self.device,
+            ))  # fmt: skip
+            vae.half().save_pretrained(draft)
 
-        return AutoencoderTiny.from_pretrained(self.once("vae-core", make))
+        return load(AutoencoderTiny, self.once("vae-core", make))
 
     def latents(self, name: str = "train") -> torch.Tensor:
         """Raw latents of a pool; divide by the training pool's spread before use."""
 
         def make(draft: Path) -> None:
-            torch.save(base.encode_pool(self.vae_core(), self.pool(name).images), draft)
+            vae = self.vae_core().to(self.device)
+            torch.save(base.encode_pool(vae, self.pool(name).images), draft)
 
         return torch.load(self.once(f"latents-{name}.pt", make), weights_only=True)
 
@@ -144,26 +171,28 @@ class Bootstrap:
             if self.start:
                 text = load(CLIPTextModel, self.start / "backbone" / "text_encoder")
                 unet = load(UNet2DConditionModel, self.start / "backbone" / "unet")
-            base.base_stage(
+            self.train(base.base_stage(
                 unet, text, tokenizer, latents / latents.std(), self.pool().captions, self.work,
                 steps=self.budget.base_steps, batch=self.budget.base_batch, seed=self.seed,
-            ).run()  # fmt: skip
-            text.save_pretrained(self.work / "text")
-            unet.save_pretrained(draft)
+                bf16=self.bf16, device=self.device,
+            ))  # fmt: skip
+            text.half().save_pretrained(self.work / "text")
+            unet.half().save_pretrained(draft)
 
-        unet = UNet2DConditionModel.from_pretrained(self.once("unet", make))
-        return unet.eval(), CLIPTextModel.from_pretrained(self.work / "text").eval()
+        unet = load(UNet2DConditionModel, self.once("unet", make))
+        return unet, load(CLIPTextModel, self.work / "text")
 
     def vae(self) -> AutoencoderTiny:
         def make(draft: Path) -> None:
             vae = self.vae_core()
-            autoencoder.decoder_stage(
+            self.train(autoencoder.decoder_stage(
                 vae, self.pool().images, self.pool("dev").images[:32], self.work,
-                steps=self.budget.decoder_steps, seed=self.seed,
-            ).run()  # fmt: skip
-            vae.save_pretrained(draft)
+                steps=self.budget.decoder_steps, batch=self.budget.autoencoder_batch,
+                seed=self.seed, device=self.device,
+            ))  # fmt: skip
+            vae.half().save_pretrained(draft)
 
-        return AutoencoderTiny.from_pretrained(self.once("vae", make))
+        return load(AutoencoderTiny, self.once("vae", make))
 
     # --- encoder ------------------------------------------------------------------------------
 
@@ -171,22 +200,21 @@ class Bootstrap:
         def make(draft: Path) -> None:
             if self.start:
                 AutoProcessor.from_pretrained(self.start / "encoder").save_pretrained(draft)
-                self.started_vlm().save_pretrained(draft)
+                load(Idefics3ForConditionalGeneration, self.start / "encoder").save_pretrained(
+                    draft
+                )
                 return
             processor = vlm.new_processor()
             model = vlm.new_vlm(processor.tokenizer)
             vlm.whiten_patches(model, self.pool().images[:1500])
-            vlm.look_stage(
+            model.to(self.device)
+            self.train(vlm.look_stage(
                 model, self.pool(), self.pool("dev"), self.work, steps=self.budget.look_steps
-            ).run()
+            ))  # fmt: skip
             processor.save_pretrained(draft)
-            model.save_pretrained(draft)
+            model.half().save_pretrained(draft)
 
-        return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm-look", make))
-
-    def started_vlm(self) -> Idefics3ForConditionalGeneration:
-        assert self.start
-        return load(Idefics3ForConditionalGeneration, self.start / "encoder")
+        return load(Idefics3ForConditionalGeneration, self.once("vlm-look", make)).to(self.device)
 
     def features(self, name: str) -> torch.Tensor:
         def make(draft: Path) -> None:
@@ -201,18 +229,15 @@ class Bootstrap:
 
     def vlm(self) -> Idefics3ForConditionalGeneration:
         def make(draft: Path) -> None:
-            if self.start:
-                self.started_vlm().save_pretrained(draft)
-                return
             model = self.seeing().train()
-            vlm.profile_stage(
+            self.train(vlm.profile_stage(
                 self.reader(model, "train"), self.pool(), self.work,
                 steps=self.budget.profile_steps,
                 held_out=(self.reader(model, "dev"), self.pool("dev"), people("dev", 300)),
-            ).run()  # fmt: skip
-            model.save_pretrained(draft)
+            ))  # fmt: skip
+            model.half().save_pretrained(draft)
 
-        return Idefics3ForConditionalGeneration.from_pretrained(self.once("vlm", make)).eval()
+        return load(Idefics3ForConditionalGeneration, self.once("vlm", make)).to(self.device)
 
     def audience(self, split: str, count: int, readings: int) -> Audience:
         """People of a split with several readings each, of 1-4 pairs, mostly 4."""
@@ -237,7 +262,7 @@ class Bootstrap:
                             w, x = preferred[part, :size], rejected[part, :size]
                             with torch.no_grad():
                                 state, _ = reader.states(pool.captions[w], w, x)
-                            states[part, reading] = state.numpy()
+                            states[part, reading] = state.cpu().numpy()
             with draft.open("wb") as file:
                 np.savez(file, states=states, pairs=pairs)
 
@@ -264,6 +289,7 @@ class Bootstrap:
 
         def make(draft: Path) -> None:
             unet, text = self.base()
+            unet.to(self.device)
             transform = self.transform()
             adapter = UserAdapter.for_unet(unet, transform.matrix.shape[-1])
             steps = self.budget.population_steps if population else self.budget.adapter_steps
@@ -284,15 +310,13 @@ class Bootstrap:
                     for readings in (() if population else (1, 3))
                 }
 
-            preference.preference_stage(
+            self.train(preference.preference_stage(
                 name, unet, adapter, self.picture(text),
                 self.audience("train", self.budget.people, self.budget.readings), transform,
-                self.work, steps=steps, seed=self.seed,
-                peek=peek,
-                readings_per_embedding=lambda done: self.budget.readings if done < 0.35 else 1,
+                self.work, steps=steps, batch=self.budget.adapter_batch, seed=self.seed, peek=peek,
                 population=torch.ones(1, transform.matrix.shape[-1]) if population else None,
-            ).run()  # fmt: skip
-            adapter.save(draft)
+            ))  # fmt: skip
+            adapter.half().save(draft)
 
         return self.once(f"{name}.safetensors", make)
 
@@ -306,10 +330,9 @@ class Bootstrap:
         draft = out.with_name(out.name + ".draft")
         shutil.rmtree(draft, ignore_errors=True)
         base.save_backbone(draft / "backbone", vae, text, base.new_tokenizer(), unet)
-        adapter = UserAdapter.load(self.adapter(), unet)
-        adapter.half().save(draft / "adapter" / "ip_adapter.safetensors")
-        population = UserAdapter.load(self.adapter(population=True), unet)
-        population.half().save(draft / "adapter" / POPULATION)
+        (draft / "adapter").mkdir()
+        shutil.copyfile(self.adapter(), draft / "adapter" / "ip_adapter.safetensors")
+        shutil.copyfile(self.adapter(population=True), draft / "adapter" / POPULATION)
         save_file(self.controls(), draft / "adapter" / CONTROLS)
         encoder = draft / "encoder"
         self.vlm().half().save_pretrained(encoder)
@@ -343,17 +366,12 @@ class Bootstrap:
     def controls(self) -> dict[str, np.ndarray]:
         """What only the evaluation needs: where a taste known exactly would lie in the space."""
         audience = self.audience("train", self.budget.people, self.budget.readings)
-        everyone = np.arange(len(audience.tastes))
-        every = np.tile(np.arange(self.budget.readings), (len(everyone), 1))
-        target = audience.embedding(self.transform(), everyone, every)[:, 0].numpy()
-        x = taste_features(audience.tastes)
-        solution = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ target)
-        return {"taste_to_embedding": solution.astype(np.float32)}
+        return {"taste_to_embedding": preference.taste_to_embedding(audience, self.transform())}
 
 
 def load(model: Any, path: Path) -> Any:
-    """A model of a release, in float32 again."""
-    return model.from_pretrained(path).float()
+    """A model as it ships, in float32 again."""
+    return model.from_pretrained(path).float().eval()
 
 
 @torch.no_grad()

@@ -47,6 +47,27 @@ class Audience:
         mean = (states * weight[..., None]).sum(1) / weight.sum(1)[:, None]
         return torch.from_numpy(transform(mean[:, None]))
 
+    def exact(self, transform: BetweenUserTransform) -> Tensor:
+        """Where readings of people of such tastes lie on average: ``[N, 1, dim]``."""
+        known = taste_features(self.tastes) @ taste_to_embedding(self, transform)
+        return torch.from_numpy(known[:, None])
+
+
+def taste_features(tastes: Tastes) -> NDArray[np.float32]:
+    """A taste as the polynomial it is, ``[N, 17]``: linear and quadratic coefficients, and 1."""
+    linear = tastes.weight + 2 * tastes.curvature * tastes.level
+    return np.concatenate([linear, tastes.curvature, np.ones((len(tastes), 1), np.float32)], 1)
+
+
+def taste_to_embedding(audience: Audience, transform: BetweenUserTransform) -> NDArray[np.float32]:
+    """Ridge regression of embeddings on tastes, ``[17, dim]``: the space's own coordinates of a
+    taste, read off training users."""
+    everyone = np.arange(len(audience.tastes))
+    every = np.tile(np.arange(audience.states.shape[1]), (len(everyone), 1))
+    target = audience.embedding(transform, everyone, every)[:, 0].numpy()
+    x = taste_features(audience.tastes)
+    return np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ target).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -73,10 +94,11 @@ def pair_errors(
     t2, noise2 = t.repeat(2), noise.repeat(2, 1, 1, 1)
     noisy, target = schedule.add_noise(z, noise2, t2), schedule.get_velocity(z, noise2, t2)
     text = picture.text_states[picture.pool.captions[preferred]].repeat(2, 1, 1)
+    noisy, target, t2, text = (x.to(unet.device) for x in (noisy, target, t2, text))
 
     def error() -> Tensor:
         predicted = unet(noisy, t2, encoder_hidden_states=text).sample
-        return (predicted - target).square().mean((1, 2, 3))
+        return (predicted.float() - target).square().mean((1, 2, 3))
 
     with torch.no_grad(), adapter.condition(None):
         r_w, r_l = error().chunk(2)
@@ -97,7 +119,7 @@ def preference_stage(
     directory: Path,
     *,
     steps: int,
-    readings_per_embedding: Callable[[float], int],
+    warm_up: tuple[float, float] = (0.3, 0.6),
     population: Tensor | None = None,
     peek: Callable[[int], Metrics] | None = None,
     batch: int = 12,
@@ -107,29 +129,32 @@ def preference_stage(
     embedding_noise: float = 0.1,
     seed: int = 0,
 ) -> Stage:
-    """``readings_per_embedding`` maps progress in [0, 1] to how many readings one embedding has.
+    """``warm_up``: up to the first share of the steps the training users' tastes are known exactly;
+    from the second on there is nothing but single VLM readings, and a straight line in between.
 
     ``population`` ``[1, dim]``: everybody gets this one learned constant (the control without
     users; equal parameters and steps).
     """
     unet.requires_grad_(False)
+    adapter.to(unet.device)
     sampler = PairSampler(picture.pool)
-    people = len(audience.tastes)
-    total = audience.states.shape[1]
+    people, total = audience.states.shape[:2]
+    exact = audience.exact(transform)
 
     def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
         who = draw.numpy.integers(people, size=batch)
-        count = readings_per_embedding(step / steps)
-        readings = draw.numpy.random((batch, total)).argsort(1)[:, :count]
         if population is None:
-            embedding = audience.embedding(transform, who, readings)
+            reading = draw.numpy.integers(total, size=(batch, 1))
+            start, end = warm_up
+            read = min(1.0, max(0.0, (step / steps - start) / (end - start)))
+            embedding = exact[who].lerp(audience.embedding(transform, who, reading), read)
             embedding += embedding_noise * torch.randn(embedding.shape, generator=draw.torch)
         else:
             embedding = population.expand(batch, 1, -1)
         preferred, rejected = (x[:, 0] for x in sampler.draw(audience.tastes[who], 1, draw.numpy))
         t = torch.randint(first_timestep, 1000, (batch,), generator=draw.torch)
         noise = torch.randn((batch, *picture.latents.shape[1:]), generator=draw.torch)
-        tokens = adapter.project(embedding)[:, None]
+        tokens = adapter.project(embedding.to(unet.device))[:, None]
         errors = pair_errors(unet, adapter, picture, preferred, rejected, tokens, t, noise)
         result = dpo_loss(*errors, beta=beta)
         return result.value, {k: float(v) for k, v in result.stats.items()}
@@ -161,7 +186,8 @@ def implicit_accuracy(
     for _ in range(pairs // batch):
         who = rng.integers(len(audience.tastes), size=batch)
         chosen = rng.random((batch, audience.states.shape[1])).argsort(1)[:, :readings]
-        tokens = adapter.project(audience.embedding(transform, who, chosen))[:, None]
+        embedding = audience.embedding(transform, who, chosen)
+        tokens = adapter.project(embedding.to(unet.device))[:, None]
         preferred, rejected = (x[:, 0] for x in sampler.draw(audience.tastes[who], 1, rng))
         t = torch.randint(150, 1000, (batch,), generator=generator)
         noise = torch.randn((batch, *picture.latents.shape[1:]), generator=generator)

@@ -38,14 +38,14 @@ def draws(seed: int, step: int) -> Draws:
     return Draws(torch.Generator().manual_seed(int(rng.integers(2**62))), rng)
 
 
-def cosine(step: int, total: int, *, warmup: int = 100, hold: float = 0.4) -> float:
-    """Learning-rate factor: warm-up, a plateau for ``hold`` of the run, cosine down to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
+def cosine(step: int, total: int, *, warmup: int = 100, hold: float = 0.4, began: int = 0) -> float:
+    """Learning-rate factor: a plateau for ``hold`` of the run, cosine down to 2 %; and a warm-up
+    from ``began``, the step at which the optimizer knew nothing yet."""
+    warm = min(1.0, (step - began + 1) / max(warmup, 1))
     done = step / max(total, 1)
     if done < hold:
-        return 1.0
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - hold) / (1 - hold))))
+        return warm
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, (done - hold) / (1 - hold)))))
 
 
 class Ema:
@@ -88,6 +88,7 @@ class Stage:
     clip: float = 1.0
     warmup: int = 100
     hold: float = 0.4
+    bf16: bool = False
     save_every_s: float = 120.0
     peek: Callable[[int], Metrics] | None = None
     peek_every: int = 0
@@ -102,10 +103,12 @@ class Stage:
         self.directory.mkdir(parents=True, exist_ok=True)
         parameters = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
-        )
+            parameters, self.learning_rate, betas=self.betas, weight_decay=self.weight_decay,
+            fused=True,
+        )  # fmt: skip
+        device = parameters[0].device.type
         ema = Ema(parameters, self.ema_decay)
-        first = self._load(optimizer, ema)
+        first, began = self._load(optimizer, ema)
         start = saved = time.monotonic()
         sums: dict[str, float] = {}
         summed = 0
@@ -116,10 +119,11 @@ class Stage:
         ) as progress, log:  # fmt: skip
             bar = progress.add_task(self.name, total=self.steps, completed=first, note="")
             for step in range(first, self.steps):
-                factor = cosine(step, self.steps, warmup=self.warmup, hold=self.hold)
+                factor = cosine(step, self.steps, warmup=self.warmup, hold=self.hold, began=began)
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * factor
-                loss, metrics = self.loss(step, draws(self.seed, step))
+                with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+                    loss, metrics = self.loss(step, draws(self.seed, step))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -147,16 +151,17 @@ class Stage:
                 now = time.monotonic()
                 out_of_time = seconds is not None and now - start > seconds
                 if now - saved > self.save_every_s or step + 1 == self.steps or out_of_time:
-                    self._save(step + 1, optimizer, ema)
+                    self._save(step + 1, began, optimizer, ema)
                     saved = now
                 if out_of_time and step + 1 < self.steps:
                     return False
         ema.swap()
         return True
 
-    def _save(self, step: int, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
+    def _save(self, step: int, began: int, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
         state = {
             "step": step,
+            "began": began,
             "modules": {k: m.state_dict() for k, m in self.modules.items()},
             "optimizer": optimizer.state_dict(),
             "ema": ema.average,
@@ -165,14 +170,17 @@ class Stage:
         torch.save(state, part)
         part.replace(self.checkpoint)
 
-    def _load(self, optimizer: torch.optim.Optimizer, ema: Ema) -> int:
+    def _load(self, optimizer: torch.optim.Optimizer, ema: Ema) -> tuple[int, int]:
+        """The step to go on with, and the one the optimizer began at (``carry`` drops it)."""
         if not self.checkpoint.exists():
-            return 0
+            return 0, 0
         state = torch.load(self.checkpoint, weights_only=True)
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
             for average, kept in zip(ema.average, state["ema"], strict=True):
                 average.copy_(kept)
-        return int(state["step"])
+        step = int(state["step"])
+        return step, int(state["began"]) if "optimizer" in state else step

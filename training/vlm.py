@@ -157,21 +157,24 @@ def look_stage(
 ) -> Stage:
     """Vision tower and connector regress the judged scores."""
     model.requires_grad_(False)
+    device = model.device
     seeing = nn.ModuleDict(
         {"vision": model.model.vision_model, "connector": model.model.connector}
     ).requires_grad_(True)
     width = model.config.text_config.hidden_size
     head = nn.Sequential(nn.Flatten(), nn.LayerNorm(4 * width), nn.Linear(4 * width, len(AXES)))
-    target = torch.from_numpy(pool.scores)
+    head.to(device)
+    target = torch.from_numpy(pool.scores).to(device)
 
     def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
         picked = draw.numpy.integers(len(pool), size=batch)
-        predicted = head(image_features(model, to_input(pool.images[picked])))
+        predicted = head(image_features(model, to_input(pool.images[picked]).to(device)))
         return F.mse_loss(predicted, target[picked]), {}
 
     @torch.no_grad()
     def peek(_: int) -> Metrics:
-        predicted = head(image_features(model, to_input(held_out.images[:300]))).numpy()
+        seen = image_features(model, to_input(held_out.images[:300]).to(device))
+        predicted = head(seen).float().cpu().numpy()
         error = ((predicted - held_out.scores[:300]) ** 2).mean(0)
         explained = 1 - error / held_out.scores[:300].var(0)
         return {f"r2_{a}": round(float(v), 3) for a, v in zip(AXES, explained, strict=True)}
@@ -184,16 +187,16 @@ def look_stage(
 
 @torch.no_grad()
 def cache_features(model: Any, images: NDArray[np.uint8], batch: int = 100) -> Tensor:
-    """``image_features`` of a whole pool, ``[N, 4, width]``."""
-    parts = range(0, len(images), batch)
-    return torch.cat([image_features(model, to_input(images[i : i + batch])) for i in parts])
+    """``image_features`` of a whole pool, ``[N, 4, width]``, on the CPU."""
+    parts = (to_input(images[i : i + batch]) for i in range(0, len(images), batch))
+    return torch.cat([image_features(model, x.to(model.device)).cpu() for x in parts])
 
 
 class Reader:
     """Runs the language part on cached picture features: the same tokens as the processor makes."""
 
     def __init__(self, model: Any, processor: Idefics3Processor, features: Tensor) -> None:
-        self.model, self.processor, self.features = model, processor, features
+        self.model, self.processor, self.features = model, processor, features.to(model.device)
         self.image_text = AROUND + GLOBAL + IMAGE * IMAGE_TOKENS + AROUND
 
     def prompt(self, captions: list[Caption]) -> str:
@@ -225,6 +228,7 @@ class Reader:
             tokenizer.padding_side = "left"
             ids = torch.cat([ids, written.input_ids], 1)
             mask = torch.cat([mask, written.attention_mask], 1)
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         embedded = self.model.model.text_model.embed_tokens(ids)
         pictures = np.stack([preferred, rejected], -1).reshape(-1)
         where = (ids == self.model.config.image_token_id)[..., None].expand_as(embedded)
@@ -237,7 +241,7 @@ class Reader:
         if profiles is None:
             return state, None
         logits = self.model.lm_head(hidden[:, ends - 1 : -1])
-        label = ids[:, ends:].masked_fill(written.attention_mask == 0, -100)
+        label = ids[:, ends:].masked_fill(mask[:, ends:] == 0, -100)
         return state, F.cross_entropy(
             logits.flatten(0, 1).float(), label.flatten(), ignore_index=-100
         )
@@ -270,6 +274,8 @@ def profile_stage(
     )
     person = nn.Linear(width, rank)
     difference = nn.Linear(width, len(AXES))
+    for head in (picture, person, difference):
+        head.to(model.device)
     sampler = PairSampler(pool)
 
     def ranking(
@@ -302,7 +308,7 @@ def profile_stage(
         # A dense lesson to start from: what do the preferred pictures have more of? Without it the
         # ranking loss sits at chance for hundreds of steps.
         more = (pool.scores[preferred] - pool.scores[rejected]).mean(1) * (count / 2) ** 0.5
-        dense = F.mse_loss(difference(state), torch.from_numpy(more))
+        dense = F.mse_loss(difference(state), torch.from_numpy(more).to(model.device))
         share = max(0.1, 1 - step / (0.5 * steps))
         assert writing is not None
         return 3 * rank_loss + share * dense + 0.2 * writing, {

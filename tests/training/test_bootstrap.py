@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from ppd_serve.preferences.encoder import Encoder
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release, load_release
-from training import bootstrap
+from training import base, bootstrap
+from training.__main__ import TO_BE_CONTINUED, app
 from training.bootstrap import BUDGETS, Bootstrap
+from training.carry import pack, unpack
 from training.data.pool import PairSampler, Pool
 from training.data.users import Tastes, people
 from training.data.world import AXES, CAPTIONS
@@ -180,3 +183,61 @@ def test_another_budget_is_not_mixed_in(work: Path, release: Release) -> None:
     more = dataclasses.replace(BUDGETS["tiny"], people=BUDGETS["tiny"].people + 1)
     with pytest.raises(ValueError, match="another budget"):
         Bootstrap(work, more).audience("train", more.people, more.readings)
+
+
+# --- in pieces, on machines that forget --------------------------------------------------------
+
+
+def test_carried_from_machine_to_machine_it_ends_and_can_be_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call has time for one step and a new working directory; only what is packed travels.
+    Then the release itself is the start of another."""
+    two_steps = dataclasses.replace(
+        SHORT, autoencoder_steps=2, decoder_steps=2, look_steps=2, base_steps=2, profile_steps=2,
+        adapter_steps=2, population_steps=2,
+    )  # fmt: skip
+    monkeypatch.setitem(BUDGETS, "two steps", two_steps)
+    carry, first = tmp_path / "carry", tmp_path / "first"
+
+    def call(machine: str, out: Path, *more: str) -> int:
+        arguments = ["bootstrap", "--budget", "two steps", "--out", str(out), *more]
+        found = CliRunner().invoke(app, [*arguments, "--work", str(tmp_path / machine)])
+        assert found.exit_code in {0, TO_BE_CONTINUED}, found.output
+        return found.exit_code
+
+    calls = 0
+    while call(f"machine-{calls}", first, "--minutes", "0", "--carry", str(carry)):
+        assert not first.exists()
+        carried = {path.name for path in carry.iterdir()}
+        assert not {"pool", "latents-train.pt", "features-train.pt"} & carried
+        calls += 1
+    assert calls == 7  # one stop in the middle of each stage
+    load_release(first).check()
+
+    assert call("machine-0", tmp_path / "second", "--from", str(first), "--bf16") == 0
+    raised = load_release(tmp_path / "second")
+    raised.check()
+    same, moved = "backbone/vae/config.json", "backbone/unet/diffusion_pytorch_model.safetensors"
+    assert digests(first)[same] == digests(raised.path)[same]  # the same latents ...
+    assert digests(first)[moved] != digests(raised.path)[moved]  # ... and a base that went on
+
+
+def test_a_stage_in_the_middle_travels_light(tmp_path: Path) -> None:
+    """The default's own base, the largest stage there is, fits what may be carried (60 MiB)."""
+    unet, text = base.new_unet(), base.new_text_encoder(base.new_tokenizer())
+    latents = torch.randn(8, 8, 16, 16)
+    stage = base.base_stage(
+        unet, text, base.new_tokenizer(), latents, np.zeros(8, np.int64), tmp_path / "work",
+        steps=9, batch=2,
+    )  # fmt: skip
+    assert not stage.run(seconds=0)
+    assert pack(tmp_path / "work", tmp_path / "carry") < 60 * 2**20 - 10e6  # and the other parts
+    trained = {k: v.clone() for k, v in unet.state_dict().items()}
+
+    unpack(tmp_path / "carry", tmp_path / "elsewhere")
+    stage.directory = tmp_path / "elsewhere"
+    assert not stage.run(seconds=0)
+    assert torch.load(stage.checkpoint, weights_only=True)["step"] == 2
+    for name, value in unet.state_dict().items():
+        torch.testing.assert_close(value, trained[name], atol=2e-3, rtol=1e-3)

@@ -74,7 +74,7 @@ def stage(planted: Planted, adapter: UserAdapter, directory: Path, *, population
     made = preference_stage(
         "population" if population else "adapter", planted.unet, adapter, planted.picture,
         planted.audience, planted.transform, directory, steps=steps, batch=8, beta=100.0,
-        learning_rate=1e-2, readings_per_embedding=lambda done: 3 if done < 0.35 else 1,
+        learning_rate=1e-2,
         population=torch.ones(1, DIM) if population else None,
     )  # fmt: skip
     made.warmup = 3

@@ -33,8 +33,8 @@ from training.evaluate.studio import (
     judged,
     new_panel,
     requests,
-    taste_features,
 )
+from training.preference import taste_features
 
 POOL_SIZE = 2000
 CONTROLS = "controls.safetensors"  # where a taste known exactly lies in the embedding space

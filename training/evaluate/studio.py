@@ -156,12 +156,6 @@ def bayes_mean(panel: Panel, pairs: int, samples: int = 20_000, seed: int = 7) -
     return Tastes(mean_linear, curvature, np.zeros_like(curvature))
 
 
-def taste_features(tastes: Tastes) -> Array:
-    """A taste as the polynomial it is, ``[N, 17]``: linear and quadratic coefficients, and 1."""
-    linear = tastes.weight + 2 * tastes.curvature * tastes.level
-    return np.concatenate([linear, tastes.curvature, np.ones((len(tastes), 1), np.float32)], 1)
-
-
 def diversity_kept(panel: Panel, base: Outcome, personal: Outcome) -> float:
     """Spread of the personal pictures over the base's, on axes their users do not care about."""
     careless = (np.abs(panel.tastes.weight) + panel.tastes.curvature < 0.05)[: len(base.scores)]
