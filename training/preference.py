@@ -128,6 +128,7 @@ def preference_stage(
     first_timestep: int = 150,
     embedding_noise: float = 0.1,
     seed: int = 0,
+    bf16: bool = False,
 ) -> Stage:
     """``warm_up``: up to the first share of the steps the training users' tastes are known exactly;
     from the second on there is nothing but single VLM readings, and a straight line in between.
@@ -162,7 +163,7 @@ def preference_stage(
     return Stage(
         name=name, directory=directory, modules={"adapter": adapter}, loss=loss, steps=steps,
         learning_rate=learning_rate, ema_decay=0.995, warmup=50, seed=seed,
-        peek=peek, peek_every=200,
+        bf16=bf16, peek=peek, peek_every=200,
     )  # fmt: skip
 
 
@@ -174,23 +175,30 @@ def implicit_accuracy(
     audience: Audience,
     transform: BetweenUserTransform,
     *,
-    pairs: int = 1024,
-    readings: int = 1,
+    pairs: int,
+    draws: int = 1,
     seed: int = 0,
     batch: int = 32,
 ) -> float:
-    """How often the policy's implicit reward agrees with a held-out choice (issue #2's gate)."""
+    """How often the policy's implicit reward agrees with a held-out choice, from one reading of the
+    person (issue #2's gate). The reward is an expectation over timestep and noise: one draw of them
+    is what the loss sees, the mean of several is nearer to what the policy believes."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    sampler, right = PairSampler(picture.pool), 0.0
+    sampler, right = PairSampler(picture.pool), 0
     for _ in range(pairs // batch):
         who = rng.integers(len(audience.tastes), size=batch)
-        chosen = rng.random((batch, audience.states.shape[1])).argsort(1)[:, :readings]
-        embedding = audience.embedding(transform, who, chosen)
+        reading = rng.integers(audience.states.shape[1], size=(batch, 1))
+        embedding = audience.embedding(transform, who, reading)
         tokens = adapter.project(embedding.to(unet.device))[:, None]
         preferred, rejected = (x[:, 0] for x in sampler.draw(audience.tastes[who], 1, rng))
-        t = torch.randint(150, 1000, (batch,), generator=generator)
-        noise = torch.randn((batch, *picture.latents.shape[1:]), generator=generator)
-        errors = pair_errors(unet, adapter, picture, preferred, rejected, tokens, t, noise)
-        right += float(dpo_loss(*errors, beta=1.0).stats["implicit_accuracy"]) * batch
+        margin = torch.zeros(batch)
+        for _ in range(draws):
+            t = torch.randint(150, 1000, (batch,), generator=generator)
+            noise = torch.randn((batch, *picture.latents.shape[1:]), generator=generator)
+            m_w, m_l, r_w, r_l = pair_errors(
+                unet, adapter, picture, preferred, rejected, tokens, t, noise
+            )
+            margin -= ((m_w - m_l) - (r_w - r_l)).cpu()
+        right += int((margin > 0).sum())
     return right / (pairs // batch * batch)

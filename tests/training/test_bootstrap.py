@@ -49,6 +49,7 @@ def test_it_ends_in_a_release_that_can_be_served(release: Release) -> None:
     manifest = release.manifest
     assert manifest.name == "studio"
     assert manifest.training["budget"] == dataclasses.asdict(BUDGETS["tiny"])
+    assert set(manifest.metrics) == {"implicit_accuracy_1_draws", "implicit_accuracy_8_draws"}
     backbone = release.load_backbone()
     assert release.load_adapter(backbone) is not None
     encoder = release.load_encoder()
