@@ -8,8 +8,6 @@ Gateway ──► Encoder     pairs → embedding (VLM, its own thread)
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from typing import Any
@@ -132,17 +130,11 @@ def _describe(manifest: Manifest) -> ReleaseOut:
 
 
 def _link_secret(settings: Settings) -> bytes:
+    from ppd_serve.storage.secret import kept_secret
+
     if settings.link_secret is not None:
         return settings.link_secret.get_secret_value().encode()
-    path = settings.data / "link_secret"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with open(descriptor, "wb") as file:
-        secret = secrets.token_bytes(32)
-        file.write(secret)
-    return secret
+    return kept_secret(settings.data / "link_secret")
 
 
 class Remote:

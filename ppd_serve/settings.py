@@ -110,6 +110,13 @@ class Settings(BaseSettings):
                 raise ValueError("a project is letters, digits, - and _")
         return keys
 
+    @field_validator("link_secret")
+    @classmethod
+    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret) < 16:
+            raise ValueError("a secret needs at least 16 characters")
+        return secret
+
     @model_validator(mode="after")
     def _together(self) -> Settings:
         shared = self.database_url and not self.database_url.startswith("sqlite") and self.blob_url

@@ -45,6 +45,8 @@ def test_paths_mean_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_pat
         {"port": 0},
         {"api_keys": {"short": "p"}},
         {"api_keys": {"k" * 20: "a/b"}},
+        {"link_secret": ""},
+        {"link_secret": "short"},
         {"gateways": 2},
         {"database_url": "sqlite:///x"},
         {"gateways": 2, "database_url": "sqlite:////x", "blob_url": "s3://b"},
@@ -59,12 +61,12 @@ def test_what_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_more_gateways_on_shared_storage() -> None:
-    shared = {"database_url": "postgresql://x", "blob_url": "s3://b", "link_secret": "s"}
+    shared = {"database_url": "postgresql://x", "blob_url": "s3://b", "link_secret": "s" * 16}
     assert Settings.load({"gateways": 2, **shared}).gateways == 2
 
 
 def test_keys_are_not_printed() -> None:
-    settings = Settings.load({"api_keys": {"k" * 20: "p"}, "link_secret": "hush"})
+    settings = Settings.load({"api_keys": {"k" * 20: "p"}, "link_secret": "hush" * 4})
     assert "k" * 20 not in repr(settings) and "hush" not in repr(settings)
 
 
