@@ -23,8 +23,8 @@ from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import User
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import load_release
+from training.data.pool import png
 from training.data.world import HELD_OUT_CAPTIONS, render, sample_style
-from training.evaluate.studio import png
 
 REPEATS = 5
 RELEASE = Path("ppd_serve/assets/studio")

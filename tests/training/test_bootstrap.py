@@ -20,10 +20,9 @@ from training import base, bootstrap
 from training.__main__ import TO_BE_CONTINUED, app
 from training.bootstrap import BUDGETS, Bootstrap
 from training.carry import pack, unpack
-from training.data.pool import PairSampler, Pool
+from training.data.pool import PairSampler, Pool, png
 from training.data.users import Tastes, people
 from training.data.world import AXES, CAPTIONS
-from training.evaluate.studio import png
 from training.preference import Audience
 from training.stage import Stage
 
@@ -39,7 +38,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def release(work: Path) -> Iterator[Release]:
     """Made here, once, from nothing."""
     threads = torch.get_num_threads()
-    path = Bootstrap(work, BUDGETS["tiny"]).release(work / "release", version="0")
+    path = Bootstrap(work, BUDGETS["tiny"], threads=2).release(work / "release", version="0")
     yield load_release(path)
     torch.set_num_threads(threads)
 

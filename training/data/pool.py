@@ -6,12 +6,14 @@ again. Train, dev and test pools share no picture.
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from training.data.judge import scores
 from training.data.users import Tastes
@@ -80,6 +82,13 @@ def load_pool(directory: Path, name: str, count: int, *, workers: int = 2) -> Po
     return Pool(
         *(np.concatenate([p[k] for p in parts])[:count] for k in ("images", "captions", "scores"))
     )
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """The encoded picture, quickly."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 class PairSampler:

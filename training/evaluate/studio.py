@@ -9,13 +9,11 @@ inferred by Bayes' rule with the frozen prior from the same choices.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
 
 from ppd_serve.diffusion.engine import Engine
@@ -24,6 +22,7 @@ from ppd_serve.preferences.encoder import Encoder
 from ppd_serve.preferences.pairs import Pair
 from training.data.judge import scores
 from training.data.pool import PairSampler, Pool
+from training.data.rows import pair_of, studio_rows
 from training.data.users import CHOICE_SHARPNESS, Tastes, people, sample_tastes
 from training.data.world import CAPTIONS, HELD_OUT_CAPTIONS
 from training.evaluate.content import ContentJudge, content_right
@@ -48,14 +47,9 @@ class Panel:
         return len(self.tastes)
 
     def pairs(self, user: int, count: int) -> list[Pair]:
-        return [
-            Pair(
-                str(CAPTIONS[self.pool.captions[w]]),
-                png(self.pool.images[w]),
-                png(self.pool.images[x]),
-            )
-            for w, x in zip(self.preferred[user, :count], self.rejected[user, :count], strict=True)
-        ]
+        chosen = np.s_[user : user + 1, :count]
+        rows = studio_rows(self.pool, self.preferred[chosen], self.rejected[chosen])
+        return [pair for row in rows if (pair := pair_of(row))]
 
     def first(self, count: int) -> Panel:
         return Panel(
@@ -77,12 +71,6 @@ def new_panel(split: str, count: int, pool: Pool) -> Panel:
         rng.choice(held_out, count),
         _SEEDS[split] + np.arange(count),
     )
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def embeddings(encoder: Encoder, panel: Panel, pairs: int) -> Array:
