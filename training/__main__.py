@@ -68,7 +68,8 @@ def bootstrap(
 
     With ``--minutes``, exit code 75 says that there is more to do: call it again.
     """
-    from training.bootstrap import BUDGETS, Bootstrap, OutOfTime
+    from training.bootstrap import Bootstrap, OutOfTime
+    from training.budget import BUDGETS
     from training.carry import pack, unpack
 
     if budget not in BUDGETS:
@@ -81,7 +82,7 @@ def bootstrap(
     )  # fmt: skip
     unfinished = None
     try:
-        run.release(out, version="1")
+        typer.echo(run.report(run.release(out, version="1")))
     except OutOfTime as stopped:
         unfinished = stopped
     if carry:
@@ -101,17 +102,38 @@ def evaluate(
     side_users: int = 300,
 ) -> None:
     """Judge a release on new users and held-out captions; JSON, Markdown and a contact sheet."""
-    from training.data.pool import load_pool
-    from training.evaluate.run import POOL_SIZE, markdown, write_report
     from training.evaluate.run import evaluate as judge
-    from training.evaluate.studio import new_panel
+    from training.evaluate.run import markdown, write_report
 
-    report, outcomes = judge(release, split=split, users=users, side_users=side_users, work=work)
-    panel = new_panel(
-        split, users, load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
+    report, outcomes, panel = judge(
+        release, split=split, users=users, side_users=side_users, work=work
     )
     write_report(report, outcomes, panel.captions, out)
     typer.echo(markdown(report))
+
+
+@app.command()
+def tune(
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    users: int = 200,
+    out: Annotated[Path | None, typer.Option(help="Also keep the figures, as JSON.")] = None,
+) -> None:
+    """Try preference scales on dev users; a release's default is chosen by this table."""
+    import json
+
+    from training.evaluate.run import sweep_scales
+
+    found = sweep_scales(release, users=users, work=work)
+    for scale, row in found.items():
+        win, content = row["win_rate"], row["content"]
+        lost = ", ".join(f"{part} {100 * content[part]['minus_base']:+.1f}" for part in content)
+        typer.echo(
+            f"scale {scale}: wins {100 * win['value']:.1f} % "
+            f"({100 * win['low']:.1f}-{100 * win['high']:.1f}), {lost} points"
+        )
+    if out:
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Stages, each resumable and skipped once its result is on disk: paint the pools, autoencoder, look,
 content judge, base, profile, readings and transform, adapter (and the population control), decoder,
-release, report. Everything about size and length stands in ``Budget``.
+release, report. How long each of them runs stands in ``budget.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,51 +27,14 @@ from ppd_serve.preferences.encoder import CHUNK, embedding_space
 from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
 from ppd_serve.release import Manifest, Source, write_release
 from training import autoencoder, base, preference, vlm
+from training.budget import Budget
 from training.data.fingerprint import FROZEN
 from training.data.pool import PairSampler, Pool, load_pool
 from training.data.users import people
 from training.data.world import CAPTIONS, SIDE
-from training.evaluate.run import CONTROLS, POPULATION
+from training.evaluate.run import CONTROLS, POPULATION, evaluate, markdown, write_report
 from training.preference import Audience, Picture
 from training.stage import Metrics, Stage
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much of everything. ``cpu`` is what two cores do in about three hours; ``cuda`` should
-    fit half an hour of one data-centre GPU (planned, not yet measured)."""
-
-    pool: int = 20_000
-    dev_pool: int = 2_000
-    autoencoder_steps: int = 1_900
-    autoencoder_batch: int = 8
-    decoder_steps: int = 3_000
-    look_steps: int = 1_500
-    base_steps: int = 4_000
-    base_batch: int = 16
-    profile_steps: int = 2_000
-    people: int = 2_000
-    readings: int = 6
-    directions: int = 8  # probe on dev people: cosine .41, .45, .45, .45 from 6, 8, 12, 16
-    adapter_steps: int = 1_400
-    adapter_batch: int = 12
-    population_steps: int = 1_400
-    gate_pairs: int = 1_024  # held-out choices that the gate's figure counts
-
-
-BUDGETS = {
-    "cpu": Budget(),
-    "tiny": Budget(
-        pool=1_000, dev_pool=500, autoencoder_steps=40, decoder_steps=15, look_steps=120,
-        base_steps=40, profile_steps=120, people=200, readings=3, adapter_steps=15,
-        population_steps=5, gate_pairs=64,
-    ),
-    "cuda": Budget(
-        pool=60_000, autoencoder_steps=8_000, autoencoder_batch=32, decoder_steps=8_000,
-        look_steps=4_000, base_steps=20_000, base_batch=128, profile_steps=6_000, people=10_000,
-        adapter_steps=4_000, adapter_batch=48, population_steps=4_000,
-    ),
-}  # fmt: skip
 
 
 class OutOfTime(Exception):
@@ -372,6 +334,16 @@ class Bootstrap:
         shutil.rmtree(out, ignore_errors=True)
         draft.rename(out)
         return out
+
+    def report(self, release: Path) -> str:
+        """Judge the release on dev people: ``report/`` in the working directory, as a page here."""
+        users = self.budget.report_users
+        found, outcomes, panel = evaluate(
+            release, split="dev", users=users, side_users=users, work=self.work,
+            pool_size=self.budget.dev_pool, full=False,
+        )  # fmt: skip
+        write_report(found, outcomes, panel.captions, self.work / "report")
+        return markdown(found)
 
     def controls(self) -> dict[str, np.ndarray]:
         """What only the evaluation needs: where a taste known exactly would lie in the space."""

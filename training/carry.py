@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-MADE_AGAIN = ("pool", "latents-", "features-", "readings-", "draft-", "release")
+MADE_AGAIN = ("pool", "latents-", "features-", "readings-", "draft-", "release", "report")
 
 
 def pack(work: Path, carry: Path) -> int:

@@ -18,7 +18,8 @@ from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release, load_release
 from training import base, bootstrap
 from training.__main__ import TO_BE_CONTINUED, app
-from training.bootstrap import BUDGETS, Bootstrap
+from training.bootstrap import Bootstrap
+from training.budget import BUDGETS
 from training.carry import pack, unpack
 from training.data.pool import PairSampler, Pool, png
 from training.data.users import Tastes, people
@@ -126,7 +127,7 @@ def test_the_shipped_encoder_reads_as_the_trainer_did(work: Path, release: Relea
 SHORT = dataclasses.replace(
     BUDGETS["tiny"], pool=96, dev_pool=64, autoencoder_steps=4, decoder_steps=3, look_steps=4,
     base_steps=4, profile_steps=4, people=24, readings=2, directions=4, adapter_steps=3,
-    population_steps=2, gate_pairs=32,
+    population_steps=2, gate_pairs=32, report_users=3,
 )  # fmt: skip
 
 
@@ -214,6 +215,9 @@ def test_carried_from_machine_to_machine_it_ends_and_can_be_trained_on(
         calls += 1
     assert calls == 7  # one stop in the middle of each stage
     load_release(first).check()
+    report = tmp_path / f"machine-{calls}" / "report"
+    assert json.loads((report / "report.json").read_text())["users"] == two_steps.report_users
+    assert "personal" in (report / "report.md").read_text()
 
     assert call("machine-0", tmp_path / "second", "--from", str(first), "--bf16") == 0
     raised = load_release(tmp_path / "second")

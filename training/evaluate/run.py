@@ -18,7 +18,6 @@ from ppd_serve.release import Release, load_release
 from training.contact_sheet import Row, grid, stack
 from training.data.fingerprint import FROZEN, fingerprint
 from training.data.pool import load_pool
-from training.data.users import people
 from training.data.world import CAPTIONS
 from training.evaluate.content import PARTS, load_judge
 from training.evaluate.statistics import bootstrap_mean, wilson, win_rate
@@ -45,7 +44,13 @@ class StudioReport:
     """Draws the panel under one condition after another and keeps what came out."""
 
     def __init__(
-        self, release: Release, split: str, users: int, side_users: int, work: Path
+        self,
+        release: Release,
+        split: str,
+        users: int,
+        side_users: int,
+        work: Path,
+        pool_size: int = POOL_SIZE,
     ) -> None:
         if fingerprint() != FROZEN:
             raise SystemExit(
@@ -61,7 +66,7 @@ class StudioReport:
         if self.encoder.config.position == "before_profile":  # the profile changes no embedding
             self.encoder.config = self.encoder.config.model_copy(update={"profile": "skip"})
         self.judge = load_judge()
-        pool = load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
+        pool = load_pool(work / "pool", "dev" if split == "dev" else "test", pool_size)
         self.panel = new_panel(split, users, pool)
         self.side = self.panel.first(min(side_users, users))
         self.outcomes: dict[str, Outcome] = {}
@@ -126,11 +131,12 @@ def evaluate(
     work: Path = Path("runs/studio"),
     pairs: tuple[int, ...] = (1, 2, 8, 16),
     scales: tuple[float, ...] = (0.5, 2.0, 3.0),
+    pool_size: int = POOL_SIZE,
     full: bool = True,
-) -> tuple[dict[str, Any], dict[str, Outcome]]:
-    """The report's figures and the pictures behind them."""
+) -> tuple[dict[str, Any], dict[str, Outcome], Panel]:
+    """The report's figures, the pictures behind them and who they were drawn for."""
     release = load_release(directory)
-    run = StudioReport(release, split, users, side_users, work)
+    run = StudioReport(release, split, users, side_users, work, pool_size)
     panel, side = run.panel, run.side
     four = embeddings(run.encoder, panel, 4)
     run.condition("base", panel, None)
@@ -148,26 +154,19 @@ def evaluate(
         bayes = (taste_features(bayes_mean(side, 4)) @ as_embedding)[:, None]
         run.condition("true taste", side, one(true))
         run.condition("Bayes, 4 pairs", side, one(bayes))
-        opposite = people(split, len(panel))[list(np.roll(np.arange(len(panel)), 1))]
+        other = np.roll(four, 1, axis=0)
         for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            other = np.roll(four, 1, axis=0)
             blend = [[(four[i], share), (other[i], 1 - share)] for i in range(len(side))]
-            outcome = run.condition(f"blend {share:g}", side, blend)
-            outcome_other = opposite[: len(side)].reward(outcome.scores)
-            run.outcomes[f"blend {share:g} (other user)"] = Outcome(
-                outcome.images, outcome.scores, outcome_other, outcome.content
-            )
+            run.condition(f"blend {share:g}", side, blend)
     run.engine.stop()
-    return summarise(run, split), run.outcomes
+    return summarise(run, split), run.outcomes, panel
 
 
 def summarise(run: StudioReport, split: str) -> dict[str, Any]:
     base, personal = run.outcomes["base"], run.outcomes["personal"]
     wrong = run.outcomes["mismatched"]
     beats_wrong = win_rate(personal.reward, wrong.reward)
-    everything = {
-        name: run.compare(name) for name in run.outcomes if name != "base" and "other" not in name
-    }
+    everything = {name: run.compare(name) for name in run.outcomes if name != "base"}
     report: dict[str, Any] = {
         "release": {"name": run.release.name, "version": run.release.version},
         "embedding_space": run.release.embedding_space,
@@ -185,16 +184,48 @@ def summarise(run: StudioReport, split: str) -> dict[str, Any]:
         "diversity_kept": diversity_kept(run.panel, base, personal),
     }
     if "true taste" in everything:
-        true_gain = everything["true taste"]["gain_in_base_spreads"]["mean"]
-        report["share_of_true_taste_gain"] = (
-            everything["personal"]["gain_in_base_spreads"]["mean"] / true_gain
+        count = len(run.side)  # the same users on both sides of the fraction
+        true = (run.outcomes["true taste"].reward - base.reward[:count]).mean()
+        report["share_of_true_taste_gain"] = float(
+            (personal.reward[:count] - base.reward[:count]).mean() / true
         )
-        report["blends"] = {
-            name: float((o.reward - base.reward[: len(o.reward)]).mean())
-            for name, o in run.outcomes.items()
-            if name.startswith("blend") and "other" not in name
-        }
+        report["blends"] = blend_rewards(run)
     return report
+
+
+def blend_rewards(run: StudioReport) -> list[dict[str, float]]:
+    """Mean reward over the base, of the user and of the one they are blended with, by share."""
+    base, count = run.outcomes["base"], len(run.side)
+    neighbour = run.panel.tastes[np.roll(np.arange(len(run.panel)), 1)][np.arange(count)]
+    theirs_before = neighbour.reward(base.scores[:count])
+    found = []
+    for name, outcome in run.outcomes.items():
+        if name.startswith("blend"):
+            found.append(
+                {
+                    "share": float(name.split()[1]),
+                    "user": float((outcome.reward - base.reward[:count]).mean()),
+                    "other": float((neighbour.reward(outcome.scores) - theirs_before).mean()),
+                }
+            )
+    return found
+
+
+def sweep_scales(
+    directory: Path,
+    *,
+    users: int = 200,
+    work: Path = Path("runs/studio"),
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0),
+) -> dict[str, dict[str, Any]]:
+    """Dev users at each ``preference_scale``: what the release's default is chosen by."""
+    run = StudioReport(load_release(directory), "dev", users, users, work)
+    four = embeddings(run.encoder, run.panel, 4)
+    run.condition("base", run.panel, None)
+    for scale in scales:
+        run.condition(f"{scale:g}", run.panel, one(four), preference_scale=scale)
+    run.engine.stop()
+    return {name: run.compare(name) for name in run.outcomes if name != "base"}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -231,13 +262,20 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"- personal minus mismatched: {100 * report['personal_minus_mismatched']:.1f} points; "
         f"personal beats mismatched in {rate(report['personal_beats_mismatched'])} %",
-        "- diversity kept on axes the user does not care about: "
-        f"{100 * report['diversity_kept']:.0f} %",
     ]
-    if "share_of_true_taste_gain" in report:
+    if report["diversity_kept"] is not None:
         lines.append(
-            f"- share of the true-taste gain: {100 * report['share_of_true_taste_gain']:.0f} %"
+            "- diversity kept on axes the user does not care about: "
+            f"{100 * report['diversity_kept']:.0f} %"
         )
+    if "share_of_true_taste_gain" in report:
+        lines += [
+            f"- share of the true-taste gain: {100 * report['share_of_true_taste_gain']:.0f} %",
+            "- blends, mean reward over the base (user · the other): "
+            + ", ".join(
+                f"{b['share']:g}: {b['user']:+.2f} · {b['other']:+.2f}" for b in report["blends"]
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -144,12 +144,13 @@ def bayes_mean(panel: Panel, pairs: int, samples: int = 20_000, seed: int = 7) -
     return Tastes(mean_linear, curvature, np.zeros_like(curvature))
 
 
-def diversity_kept(panel: Panel, base: Outcome, personal: Outcome) -> float:
-    """Spread of the personal pictures over the base's, on axes their users do not care about."""
+def diversity_kept(panel: Panel, base: Outcome, personal: Outcome) -> float | None:
+    """Spread of the personal pictures over the base's, on axes their users do not care about;
+    nothing where there are too few users to tell."""
     careless = (np.abs(panel.tastes.weight) + panel.tastes.curvature < 0.05)[: len(base.scores)]
     ratios = [
         personal.scores[careless[:, k], k].std() / base.scores[careless[:, k], k].std()
         for k in range(careless.shape[1])
         if careless[:, k].sum() > 20
     ]
-    return float(np.mean(ratios))
+    return float(np.mean(ratios)) if ratios else None
