@@ -6,12 +6,15 @@ A comment before each block says how it is checked:
 - ``readme: server``  run as it stands against a real server, in the README's order;
 - ``readme: make``    the targets exist and make can plan them. Running them here would be a circle:
   ``make test`` is what runs this test, and the others start from the same set-up.
+- ``readme: options`` a training command that would take hours: it exists and has these options
+  (tests/training/test_bootstrap.py runs them all on a tiny budget).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +25,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
+
+from training.__main__ import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,9 +71,9 @@ def execute(block: Block, where: Path, url: str = URL) -> str:
 
 
 def test_every_block_says_how_it_is_checked():
-    unchecked = [str(block) for block in BLOCKS if block.check not in {"run", "server", "make"}]
-    assert unchecked == []
-    assert {block.check for block in BLOCKS} == {"run", "server", "make"}
+    kinds = {"run", "server", "make", "options"}
+    assert [str(block) for block in BLOCKS if block.check not in kinds] == []
+    assert {block.check for block in BLOCKS} == kinds
 
 
 def test_no_command_hides_in_a_block_without_a_language():
@@ -96,6 +102,15 @@ def test_make_targets_can_be_planned(block: Block):
             ["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", checked("options"), ids=str)
+def test_long_training_commands_have_these_options(block: Block):
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in block.code.replace("\\\n", " ").strip().splitlines():
+        words = shlex.split(line.split("#")[0])
+        assert words[:3] == [".venv/bin/python", "-m", "training"], line
+        commands[words[3]].make_context(words[3], words[4:])  # raises on what it does not know
 
 
 def test_links_lead_somewhere():
