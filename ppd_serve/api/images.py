@@ -13,7 +13,15 @@ from ppd_serve.api.schemas import LIMITS
 from ppd_serve.errors import BadImage
 from ppd_serve.storage.values import NewImage
 
-FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+FORMATS = ("PNG", "JPEG", "WEBP")
+# What Pillow then says it is. MPO is a JPEG with more pictures behind it, as phones write them;
+# like every other reader we see the first.
+MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "WEBP": "image/webp",
+}
 
 
 def decode_base64(text: str, field: str) -> bytes:
@@ -35,7 +43,7 @@ def check_image(data: bytes, field: str) -> NewImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
-            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > LIMITS.image_pixels:
                     raise BadImage(f"More than {LIMITS.image_pixels} pixels", field=field)
@@ -43,7 +51,7 @@ def check_image(data: bytes, field: str) -> NewImage:
                     raise BadImage(
                         f"One side is more than {LIMITS.image_aspect} times the other", field=field
                     )
-                media_type = FORMATS[str(image.format)]
+                media_type = MEDIA_TYPES[str(image.format)]
                 image.load()
     except BadImage:
         raise

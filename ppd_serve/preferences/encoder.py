@@ -17,6 +17,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -233,4 +234,8 @@ def _content_key(chunk: Sequence[Pair]) -> str:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    """The picture as people see it: a camera held upright stores it sideways, EXIF says so."""
+    image: Image.Image = Image.open(io.BytesIO(data))
+    with suppress(Exception):  # Pillow raises nearly anything on EXIF that is none
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGB")

@@ -35,6 +35,15 @@ def test_good_pictures(kind: str) -> None:
     assert image.media_type == f"image/{kind.lower()}"
 
 
+def test_a_photo_with_a_second_picture_inside_is_a_jpeg() -> None:
+    """Phones write a depth or gain map, or a preview, behind the picture itself (MPF)."""
+    buffer = io.BytesIO()
+    inside = [Image.new("L", (4, 2))]
+    Image.new("RGB", (20, 10)).save(buffer, "MPO", save_all=True, append_images=inside)
+    image = check_image(buffer.getvalue(), "f")
+    assert (image.media_type, image.width, image.height) == ("image/jpeg", 20, 10)
+
+
 def noisy(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(buffer, kind)

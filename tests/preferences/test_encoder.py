@@ -91,6 +91,23 @@ def test_other_choices_other_embedding(encoder: Encoder, pairs: list[Pair]) -> N
     assert cosine(one, encoder.embed([swapped]).embedding) < 0.99
 
 
+ORIENTATION = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("exif", [ORIENTATION, b"Exif\0\0no TIFF"], ids=["turned", "garbage"])
+def test_pictures_are_read_the_way_people_see_them(
+    encoder: Encoder, pairs: list[Pair], exif: bytes
+) -> None:
+    upright = Image.open(io.BytesIO(pairs[0].preferred))
+    buffer = io.BytesIO()
+    turned = upright.transpose(Image.Transpose.ROTATE_90) if exif == ORIENTATION else upright
+    turned.save(buffer, "PNG", exif=exif)
+    sideways = Pair(pairs[0].prompt, buffer.getvalue(), pairs[0].rejected)
+    np.testing.assert_array_equal(
+        encoder.embed([sideways]).embedding, encoder.embed([pairs[0]]).embedding
+    )
+
+
 def test_only_the_last_partial_chunk_is_read_again(
     encoder: Encoder, pairs: list[Pair], counted: Counted
 ) -> None:
