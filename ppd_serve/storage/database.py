@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,12 +22,14 @@ from ppd_serve.errors import StorageUnavailable
 from ppd_serve.storage.records import Record
 
 _BUSY_SECONDS = 30
+_SCRUB_SECONDS = 1
 _CONNECTIONS = 32
 _MIGRATION_LOCK = 0x70706473  # any number, the same in every process
 _OUR_MISTAKES = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
 _alembic = threading.Lock()  # its context is one global
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Database:
@@ -81,15 +85,22 @@ class Database:
             alembic.command.upgrade(config, "head")
 
     def scrub(self) -> None:
-        """Drop old page images, so that what was deleted is not in SQLite's log either. Does
-        nothing if a reader is in the way for long; the log is overwritten in time anyway."""
-        if self.path:
-            with storage_errors(), self._writer, self.engine.connect() as connection:
+        """Drop old page images, so that what was deleted is not in SQLite's log either. Never
+        fails: what was committed is deleted, and the log is overwritten in time anyway. A reader
+        that stays in the way for long prevents it, too."""
+        if not self.path:
+            return
+        try:
+            with self._writer, self.engine.connect() as connection:
                 raw: Any = connection.connection.driver_connection
                 raw.rollback()  # the log can't be truncated from within a transaction
-                raw.execute("PRAGMA busy_timeout=1000")
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                raw.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+                try:
+                    raw.execute(f"PRAGMA busy_timeout={_SCRUB_SECONDS * 1000}")
+                    raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                finally:
+                    raw.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
+            log.warning("SQLite's log was not cleared after a deletion: %r", error)
 
     def close(self) -> None:
         self.engine.dispose()

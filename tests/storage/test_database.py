@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import pickle
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from ppd_serve.errors import StorageUnavailable
+from ppd_serve.storage import database
 from ppd_serve.storage.database import Database
 from ppd_serve.storage.records import Record
-from ppd_serve.storage.store import Store
+from ppd_serve.storage.store import NewPair, Store
 from tests.storage.places import Place, Postgres, pair, picture
 
 P = "default"
@@ -70,6 +73,83 @@ def test_a_ruined_database_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailable) as error:
         Store.open(f"sqlite:///{path}", str(tmp_path / "blobs"))
     assert pickle.loads(pickle.dumps(error.value)).status == 503
+
+
+@pytest.mark.parametrize("trouble", ["locked", "full", "unreachable"])
+def test_sqlite_may_fail_and_recover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0)
+    place = Place(f"sqlite:///{tmp_path}/data/ppd.db", str(tmp_path / "blobs"))
+    store = place.open()
+    store.add_pairs(P, "ann", [pair("a")])
+    connections = store._database.engine
+    other = sqlite3.connect(tmp_path / "data" / "ppd.db", isolation_level=None)
+    if trouble == "locked":  # by a backup, say
+        other.execute("BEGIN IMMEDIATE")
+    elif trouble == "full":
+        with connections.connect() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count=1")
+    else:  # a volume that went away
+        connections.dispose()
+        (tmp_path / "data").rename(tmp_path / "away")
+        (tmp_path / "data").write_text("a file where the directory was")
+
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            store.add_pairs(P, "ann", [NewPair("x" * 100_000, picture("l"), picture("r"))])
+    if trouble == "unreachable":
+        with pytest.raises(StorageUnavailable):
+            store.ping()
+    else:
+        assert store.get_user(P, "ann").pairs_total == 1  # reads go on
+
+    if trouble == "locked":
+        other.execute("ROLLBACK")
+    elif trouble == "full":
+        connections.dispose()
+    else:
+        (tmp_path / "data").unlink()
+        (tmp_path / "away").rename(tmp_path / "data")
+    other.close()
+    store.ping()
+    assert store.add_pairs(P, "ann", [pair("b")]).pairs_total == 2
+    assert [p.prompt for p in store.load_pairs(P, "ann").pairs] == ["prompt a", "prompt b"]
+    store.close()
+
+
+def test_what_is_deleted_is_deleted_though_the_log_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "_SCRUB_SECONDS", 0)
+    place = Place(f"sqlite:///{tmp_path}/ppd.db", str(tmp_path / "blobs"))
+    store = place.open()
+    store.add_pairs(P, "ann", [pair()])
+
+    class Broken:
+        """A connection that fails at what SQLAlchemy does not see."""
+
+        def __init__(self, raw: Any) -> None:
+            self.raw, self.done = raw, []
+
+        def execute(self, statement: str) -> Any:
+            self.done.append(statement)
+            if "checkpoint" in statement:
+                raise sqlite3.OperationalError("disk I/O error")
+            return self.raw.execute(statement)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.raw, name)
+
+    with store._database.engine.connect() as connection:
+        record = connection.connection._connection_record  # type: ignore[attr-defined]
+    broken = Broken(record.dbapi_connection)
+    monkeypatch.setattr(record, "dbapi_connection", broken)
+    assert store.delete_user(P, "ann") is not None
+    assert "disk I/O error" in caplog.text
+    assert broken.done[-1] == "PRAGMA busy_timeout=30000"
+    assert store.delete_user(P, "ann") is None
+    store.close()
 
 
 def test_blobs_away_is_unavailable_and_nothing_is_half_done(place: Place) -> None:
