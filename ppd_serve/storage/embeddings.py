@@ -25,7 +25,8 @@ class EmbeddingStore(StoreBase):
         profile: str | None,
     ) -> bool:
         """Store ``values`` (float32 ``[rows, dim]``) if the incarnation still lives and
-        ``version`` is higher than the stored one of this space; false when it came too late."""
+        ``version`` is higher than the stored one of this space, and no pair was deleted since;
+        false when it came too late."""
         rows, dim = values.shape
         with self._database.write() as session:
             try:
@@ -34,8 +35,8 @@ class EmbeddingStore(StoreBase):
                 return False
             if user.incarnation != incarnation:
                 return False
-            if user.pairs_total == 0 and version < user.version:
-                return False  # the last pair was deleted while this was being encoded
+            if version < user.least_version:
+                return False  # a pair was deleted while this was being encoded
             record = session.get(EmbeddingRecord, (project, user_id, space))
             if record is not None and record.version >= version:
                 return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import InvalidInput, NotFound
@@ -15,7 +15,13 @@ from ppd_serve.storage.base import new_id
 from ppd_serve.storage.blobs import digest_of
 from ppd_serve.storage.database import batches, insert, storage_errors
 from ppd_serve.storage.images import discard_images, in_a_pair, insert_image
-from ppd_serve.storage.records import ImageRecord, PairRecord, UserRecord
+from ppd_serve.storage.records import (
+    AnswerRecord,
+    AnswerUserRecord,
+    ImageRecord,
+    PairRecord,
+    UserRecord,
+)
 from ppd_serve.storage.users import (
     UserStore,
     blank_user,
@@ -215,8 +221,9 @@ class PairStore(UserStore, AnswerStore):
                     seen = view
 
     def delete_pair(self, project: str, user_id: str, pair_id: str) -> User | None:
-        """Delete one pair; the user with its new version, or ``None`` if there was no such pair.
-        With the last pair the embeddings go as well (they are nobody's taste any more)."""
+        """Delete one pair, and with it what was read from it: embeddings of every space and the
+        stored answers that tell of them. The user with its new version, or ``None`` if there was
+        no such pair."""
         with self._database.write() as session:
             try:
                 user = locked_user(session, project, user_id)
@@ -233,8 +240,9 @@ class PairStore(UserStore, AnswerStore):
             if user and images:
                 user.version += 1
                 user.pairs_total -= 1
-                if user.pairs_total == 0:
-                    drop_embeddings(session, user)
+                user.least_version = user.version
+                drop_embeddings(session, user)
+                _forget_answers(session, user)
                 discard_images(
                     session,
                     session.scalars(
@@ -245,4 +253,24 @@ class PairStore(UserStore, AnswerStore):
                 )
             deleted = user_value(user) if user and images else None
         self._drop_doomed_blobs()
+        if deleted:
+            self._database.scrub()
         return deleted
+
+
+def _forget_answers(session: Session, user: UserRecord) -> None:
+    """Answers to added pairs hold the profile that was read from them. That they were added stays
+    known, so that a retry still adds nothing; it gets an answer made anew. One that is being made
+    just now is not kept."""
+    keys = select(AnswerUserRecord.project, AnswerUserRecord.route, AnswerUserRecord.key).filter_by(
+        project=user.project, user_id=user.user_id
+    )
+    session.execute(
+        update(AnswerRecord)
+        .where(
+            tuple_(AnswerRecord.project, AnswerRecord.route, AnswerRecord.key).in_(keys),
+            AnswerRecord.added.is_not(None),
+        )
+        .values(answer=None, owner=None)
+        .execution_options(synchronize_session=False)
+    )

@@ -48,7 +48,8 @@ def _of_user() -> ForeignKeyConstraint:
 
 
 class UserRecord(Record):
-    """``pairs_added`` counts all pairs there ever were; it numbers the next one."""
+    """``pairs_added`` counts all pairs there ever were; it numbers the next one. Whatever was read
+    before ``least_version`` may hold a pair that has been deleted."""
 
     __tablename__ = "users"
 
@@ -58,6 +59,7 @@ class UserRecord(Record):
     version: Mapped[int]
     pairs_total: Mapped[int]
     pairs_added: Mapped[int]
+    least_version: Mapped[int]
     created: Mapped[float]
 
 

@@ -51,7 +51,8 @@ class UserStore(ImageStore):
     def delete_user(self, project: str, user_id: str) -> DeletedUser | None:
         """Forget the user: pairs, embeddings of every space, stored answers, generation records,
         the pictures of these, and all blobs that nobody else uses. ``None`` when there was no such
-        user. A picture that another user's pair also uses stays."""
+        user. A picture stays if another user's pair also uses it, or if it was drawn in a
+        generation that was not this user's and still has its time."""
         with self._database.write() as session:
             try:
                 user = locked_user(session, project, user_id)
@@ -79,19 +80,31 @@ class UserStore(ImageStore):
                 .with_for_update(of=GenerationRecord)
             )
         )
-        images: set[str] = set()
+        chosen: set[str] = set()
         for left, right in session.execute(
             select(PairRecord.preferred_image_id, PairRecord.rejected_image_id).filter_by(**mine)
         ):
-            images |= {left, right}
+            chosen |= {left, right}
+        drawn: set[str] = set()
         for batch in batches(generation_ids):
-            images |= set(
+            drawn |= set(
                 session.scalars(
                     select(ImageRecord.image_id).where(ImageRecord.generation_id.in_(batch))
                 )
             )
             session.execute(
                 delete(GenerationRecord).where(GenerationRecord.generation_id.in_(batch))
+            )
+        others: set[str] = set()
+        for batch in batches(chosen - drawn):
+            others |= set(
+                session.scalars(
+                    select(ImageRecord.image_id).where(
+                        ImageRecord.image_id.in_(batch),
+                        ImageRecord.generation_id.is_not(None),
+                        ImageRecord.expires > self._clock(),
+                    )
+                )
             )
         answers = select(
             AnswerUserRecord.project, AnswerUserRecord.route, AnswerUserRecord.key
@@ -105,7 +118,7 @@ class UserStore(ImageStore):
         drop_embeddings(session, user)
         session.delete(user)
         session.flush()
-        discard_images(session, images)
+        discard_images(session, (chosen | drawn) - others)
         return DeletedUser(user.incarnation, generation_ids)
 
     def user_keys(self, project: str, user_ids: Iterable[str], space: str) -> dict[str, UserKey]:
@@ -155,6 +168,7 @@ def blank_user(project: str, user_id: str, now: float) -> dict[str, str | int | 
         "version": 0,
         "pairs_total": 0,
         "pairs_added": 0,
+        "least_version": 0,
         "created": now,
     }
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.storage.store import Store, index_id
@@ -48,15 +49,22 @@ def test_a_late_encode_goes_neither_backwards_nor_revives(store: Store) -> None:
     assert put(store, "ann", second.incarnation, 1)
 
 
-def test_the_last_pair_takes_the_embedding_with_it(store: Store) -> None:
-    user = store.add_pairs(P, "ann", [pair()])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_deleted_pair_takes_the_embedding_with_it(store: Store, pairs: int) -> None:
+    user = store.add_pairs(P, "ann", [pair(str(n)) for n in range(pairs)])
     assert put(store, "ann", user.incarnation, 1)
+    assert put(store, "ann", user.incarnation, 1, "other space")
     sequence = store.sequence()
     store.delete_pair(P, "ann", user.pair_ids[0])
-    assert store.get_embedding(P, "ann", "s") is None
+    for space in ("s", "other space"):
+        assert store.get_embedding(P, "ann", space) is None
+        (change,) = store.changes(space, after=sequence)
+        assert change.embedding is None and change.incarnation == user.incarnation
+
+    store.add_pairs(P, "ann", [pair("more")])
     assert not put(store, "ann", user.incarnation, 1)  # encoded before, arrived after
-    (change,) = store.changes("s", after=sequence)
-    assert change.embedding is None and change.incarnation == user.incarnation
+    assert put(store, "ann", user.incarnation, 2)
+    assert store.changes("s", after=sequence)[-1].embedding is not None
 
 
 def test_encodes_of_one_user_in_any_order_end_with_the_newest(store: Store) -> None:
@@ -95,15 +103,23 @@ def test_an_index_catches_up_or_is_rebuilt_to_the_same(store: Store) -> None:
     put(store, "u1", incarnations["u1"], 2)
     store.delete_user(P, "u2")
     store.delete_user(P, "u3")
+    unread = store.add_pairs(P, "u4", [pair("more")])
+    store.delete_pair(P, "u4", unread.pair_ids[0])
+    reread = store.add_pairs(P, "u5", [pair("more")])
+    store.delete_pair(P, "u5", reread.pair_ids[0])
+    assert put(store, "u5", reread.incarnation, 3)
     reborn = store.add_pairs(P, "u3", [pair("again")])
     put(store, "u3", reborn.incarnation, 1)
 
     rebuilt = UserIndex("s", 2, 3)
     for index in (behind, rebuilt):
         follow(store, index)
-        assert len(index) == 7
+        assert len(index) == 6
         assert index.get(index_id(P, incarnations["u2"])) is None
         assert index.get(index_id(P, incarnations["u3"])) is None
+        assert index.get(index_id(P, incarnations["u4"])) is None
+        read = index.get(index_id(P, incarnations["u5"]))
+        assert read is not None and read[0] == 3
         newest = index.get(index_id(P, incarnations["u1"]))
         assert newest is not None and newest[0] == 2
         assert index.sequence == store.sequence()

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppd_serve.errors import InvalidInput, NotFound
-from ppd_serve.storage.store import NewPair, Store
+from ppd_serve.storage.store import Idempotency, NewPair, Store
 from tests.storage.places import Place, pair, picture
 
 P = "default"
@@ -53,6 +55,36 @@ def test_deleting_a_pair_counts_as_a_change_once(store: Store, place: Place) -> 
     assert store.delete_pair(P, "ann", ids[0]) is None
     assert store.delete_pair(P, "nobody", ids[1]) is None
     assert store.get_user(P, "ann").version == 2
+
+
+def test_answers_that_tell_of_a_deleted_pair_are_made_anew(store: Store) -> None:
+    done, running = (Idempotency("POST /users/ann/preferences", k, "hash") for k in "ab")
+    pair_ids = store.add_pairs(P, "ann", [pair("a"), pair("b")], done).pair_ids
+    store.finish_idempotent(P, done, {"profile": "likes a"})
+    store.add_pairs(P, "ann", [pair("c")], running)
+    store.add_pairs(P, "bob", [pair("d")], other := Idempotency("POST", "c", "hash"))
+    store.finish_idempotent(P, other, {"profile": "likes d"})
+
+    store.delete_pair(P, "ann", pair_ids[0])
+    assert not store.finish_idempotent(P, running, {"profile": "likes a"})
+    for key, total in ((done, 2), (running, 3)):
+        again = store.add_pairs(P, "ann", [pair("never added")], key)
+        assert again.replayed and again.answer is None and again.pairs_total == total
+        assert store.finish_idempotent(P, key, {"profile": "likes b"})
+        assert store.add_pairs(P, "ann", [], key).answer == {"profile": "likes b"}
+    assert store.add_pairs(P, "bob", [], other).answer == {"profile": "likes d"}
+    assert store.get_user(P, "ann").pairs_total == 2
+
+
+def test_a_deleted_pair_leaves_no_bytes_in_the_sqlite_files(tmp_path: Path) -> None:
+    path = f"{tmp_path}/ppd.db"
+    store = Place(f"sqlite:///{path}", str(tmp_path / "blobs")).open()
+    user = store.add_pairs(P, "ann", [pair("unmistakable"), pair("other")])
+    store.put_embedding(P, "ann", user.incarnation, 1, "s", np.ones((1, 2)), 2, "extraordinary")
+    store.delete_pair(P, "ann", user.pair_ids[0])
+    on_disk = b"".join(Path(path + suffix).read_bytes() for suffix in ("", "-wal"))
+    assert b"unmistakable" not in on_disk and b"extraordinary" not in on_disk
+    store.close()
 
 
 def test_all_pairs_of_a_call_are_stored_or_none(store: Store, place: Place) -> None:

@@ -117,3 +117,25 @@ def test_deletion_spares_what_another_user_also_uses(store: Store, place: Place)
     store.delete_user(P, "bob")
     store.delete_user(P, "cat")
     assert place.blobs() == set()
+
+
+def test_deletion_spares_what_was_drawn_for_others(store: Store, place: Place) -> None:
+    store.put_user(P, "ann")
+    bob = store.put_user(P, "bob")[0]
+    drawn = {}
+    for name, users in {"bob": {"bob": bob.incarnation}, "nobody": {}}.items():
+        generation = store.create_generation(P, {}, users).generation_id
+        image = store.add_image(P, picture(name), "generated", generation)
+        drawn[generation] = image.image_id
+    store.add_pairs(P, "ann", [NewPair("p", *drawn.values()), pair("hers")])
+
+    store.delete_user(P, "ann")
+    for generation, image_id in drawn.items():
+        assert store.get_generation(P, generation).image_ids == [image_id]
+        store.read_image(P, image_id)
+    assert len(place.blobs()) == 2
+
+    store.add_pairs(P, "ann", [NewPair("p", *drawn.values())])
+    place.clock.pass_hours(7 * 24)
+    store.delete_user(P, "ann")  # only her pair still kept them
+    assert place.blobs() == set()
