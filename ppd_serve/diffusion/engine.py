@@ -42,8 +42,9 @@ IDLE_BEAT_S = 1.0
 class Engine:
     """Owns the backbone, the adapter and one thread. Everything public may be called anywhere.
 
-    ``max_rows`` pictures are denoised at a time, ``queue_limit`` more may wait. Embeddings must be
-    ``[embedding_rows, adapter.embedding_dim]``: one token count per release, never padded.
+    ``max_rows`` pictures are denoised at a time, ``queue_limit`` more may wait; so an idle engine
+    takes what it has rows for, whatever the limit. Embeddings must be ``[embedding_rows,
+    adapter.embedding_dim]``: one token count per release, never padded.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Engine:
         self.queue_limit = queue_limit
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
+        self._open = 0  # accepted and not yet ended: in the queue, in a row or between the two
         self._stopping = self._draining = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._beat = time.monotonic()
@@ -99,15 +101,20 @@ class Engine:
         return self.submit_all([request])[0]
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[Ticket]:
-        """Queue all of these, or none."""
+        """Queue all of these, or none. Raises InvalidInput also for more than could ever be taken
+        at once."""
+        room = self.max_rows + self.queue_limit
+        if len(requests) > room:
+            raise InvalidInput(f"at most {room} pictures at once", field="n")
         for request in requests:
             self._check(request)
         tickets = [Ticket(request, self._cancel) for request in requests]
         with self._changed:
             if self._stopping:
                 raise Unavailable("the engine is stopping")
-            if len(self._queue) + len(tickets) > self.queue_limit:
+            if self._open + len(tickets) > room:
                 raise QueueFull(f"{len(self._queue)} pictures are waiting")
+            self._open += len(tickets)
             self._queue.extend(tickets)
             self._changed.notify_all()
         return tickets
@@ -155,6 +162,7 @@ class Engine:
             if ticket not in self._queue:
                 return True  # in the batch: it leaves at the next tick
             self._queue.remove(ticket)
+            self._open -= 1
         ticket.fail(Cancelled())
         return True
 
@@ -260,6 +268,7 @@ class Engine:
     def _settle(self, ticket: Ticket, outcome: Result | PPDError) -> None:
         """End a request once: a cancel that was acknowledged wins over a late picture."""
         with self._changed:
+            self._open -= 1
             ticket.settled = not ticket.cancelled
         if ticket.cancelled:
             ticket.fail(Cancelled())

@@ -87,17 +87,63 @@ def test_no_more_rows_than_allowed() -> None:
 
 
 def test_the_queue_is_bounded_and_takes_all_or_none() -> None:
-    engine = Engine(Toy(), queue_limit=2)
+    engine = Engine(Toy(), max_rows=1, queue_limit=1)
     first = engine.submit(ask())
     with pytest.raises(QueueFull) as full:
         engine.submit_all([ask(), ask()])
     assert full.value.retry_after
     second = engine.submit(ask())
     assert (engine.position(first), engine.position(second), engine.queued) == (1, 2, 2)
+    with pytest.raises(QueueFull):
+        engine.submit(ask())
     with engine:
         first.result(WAIT)
         second.result(WAIT)
     assert engine.position(second) == 0
+
+
+def test_without_a_queue_free_rows_are_taken() -> None:
+    holding, leave = threading.Event(), threading.Event()
+
+    def hold(_: Any) -> None:
+        holding.set()
+        leave.wait(WAIT)
+
+    with Engine(Toy(hold), max_rows=2, queue_limit=0) as engine:
+        first = engine.submit(ask())
+        assert holding.wait(WAIT)
+        second = engine.submit(ask("bb"))  # waits for a step, not for a row
+        with pytest.raises(QueueFull):
+            engine.submit(ask())
+        assert second.cancel()  # its place is free again, and only its place
+        third = engine.submit(ask("ccc"))
+        with pytest.raises(QueueFull):
+            engine.submit(ask())
+        leave.set()
+        first.result(WAIT)
+        third.result(WAIT)
+        for ticket in engine.submit_all([ask()] * 2):
+            ticket.result(WAIT)
+
+
+@pytest.mark.parametrize("prompt", ["nan", "raise", "unencodable", "cancelled"])
+def test_every_end_frees_its_place(prompt: str) -> None:
+    with Engine(Toy(), max_rows=1, queue_limit=0) as engine:
+        for _ in range(3):
+            ticket = engine.submit(ask(prompt))
+            if prompt == "cancelled":
+                ticket.cancel()
+            ticket._future.exception(WAIT)
+        engine.submit(ask()).result(WAIT)
+
+
+def test_more_than_could_ever_be_taken_is_no_matter_of_waiting() -> None:
+    engine = Engine(Toy(), max_rows=2, queue_limit=1)
+    with pytest.raises(InvalidInput) as refused:
+        engine.submit_all([ask()] * 4)
+    assert refused.value.field == "n" and refused.value.retry_after is None
+    assert len(engine.submit_all([ask()] * 3)) == 3
+    engine.start().stop()
 
 
 @pytest.mark.parametrize(
