@@ -79,7 +79,7 @@ def test_a_ruined_database_is_unavailable(tmp_path: Path) -> None:
 def test_sqlite_may_fail_and_recover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr(database, "_BUSY_SECONDS", 0)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.1)
     place = Place(f"sqlite:///{tmp_path}/data/ppd.db", str(tmp_path / "blobs"))
     store = place.open()
     store.add_pairs(P, "ann", [pair("a")])
