@@ -11,11 +11,13 @@ from ppd_serve.api.services import Services
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.generations import DrawingService
 from ppd_serve.gateway.images import ImageService
+from ppd_serve.gateway.keys import Keys
 from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
 from ppd_serve.gateway.preferences import PreferenceService
-from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.running import Jobs, Tasks, Threads
 from ppd_serve.gateway.status import StatusService
 from ppd_serve.gateway.tastes import Tastes
+from ppd_serve.gateway.unread import Unread
 from ppd_serve.gateway.users import UserService
 from ppd_serve.storage.store import Store
 
@@ -38,10 +40,10 @@ def build_services(
         Threads(DECODER_THREADS, "decode"),
         Tasks(),
     )
-    space = release.embedding_space
+    jobs, keys, space = Jobs(), Keys(store, db, tasks), release.embedding_space
     feed = Feed(store, db, index, space)
-    tastes = Tastes(store, db, tasks, encoder, index, feed, space, encode_wait_s)
-    drawings = DrawingService(store, db, tasks, tastes, diffuser, release)
+    tastes = Tastes(store, db, tasks, jobs, encoder, index, feed, space, encode_wait_s)
+    unread = Unread(store, db, tasks, tastes)
     status = StatusService(store, db, feed, encoder, diffuser, release)
 
     @asynccontextmanager
@@ -51,6 +53,7 @@ def build_services(
             status.watch("diffuser"),
             status.feed(),
             status.sweep(),
+            unread.rounds(),
         ):
             tasks.start(loop)
         try:
@@ -62,10 +65,10 @@ def build_services(
             store.close()
 
     return Services(
-        users=UserService(store, db, tasks, index, feed, drawings, space),
-        preferences=PreferenceService(store, db, decoders, tasks, tastes, feed),
+        users=UserService(store, db, tasks, jobs, index, feed, space),
+        preferences=PreferenceService(store, db, decoders, tasks, keys, tastes, unread, feed),
         images=ImageService(store, db, decoders),
-        generations=drawings,
+        generations=DrawingService(store, db, tasks, jobs, keys, tastes, diffuser, release),
         status=status,
         access=access,
         running=running(),

@@ -6,49 +6,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut, UserUsed, UserWeight
 from ppd_serve.api.services import Drawn
 from ppd_serve.errors import Cancelled, Conflict, GenerationFailed, InvalidInput, NotFound, PPDError
+from ppd_serve.gateway.keys import Keys
 from ppd_serve.gateway.ports import DiffuserPort, DrawRequest
-from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
 from ppd_serve.gateway.tastes import Taste, Tastes
 from ppd_serve.storage.store import Generation, Idempotency, NewImage, Store, UserKey
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class Job:
-    """A drawing under way, which somebody may stop with a reason."""
-
-    def __init__(self) -> None:
-        self._reason: PPDError | None = None
-        self._work: asyncio.Future[Any] | None = None
-
-    def stop(self, reason: PPDError) -> None:
-        self._reason = self._reason or reason
-        if self._work is not None:
-            self._work.cancel()
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work``; raises the reason when the job was or is stopped."""
-        if self._reason is not None:
-            work.close()
-            raise self._reason
-        self._work = asyncio.ensure_future(work)
-        try:
-            result: T = await self._work
-            return result
-        except asyncio.CancelledError:
-            if self._reason is not None:
-                raise self._reason from None
-            self._work.cancel()
-            raise
-        finally:
-            self._work = None
 
 
 class DrawingService:
@@ -57,20 +26,16 @@ class DrawingService:
         store: Store,
         db: Threads,
         tasks: Tasks,
+        jobs: Jobs,
+        keys: Keys,
         tastes: Tastes,
         diffuser: DiffuserPort,
         release: ReleaseOut,
     ) -> None:
         self._store, self._db, self._tasks = store, db, tasks
+        self._jobs, self._idempotency = jobs, keys
         self._tastes, self._diffuser, self._release = tastes, diffuser, release
-        self._jobs: dict[str, Job] = {}
         self._keyed: dict[tuple[str, Idempotency], asyncio.Task[Drawn]] = {}
-
-    def stop(self, generation_ids: Iterable[str], reason: PPDError) -> None:
-        """Stop these if they are under way."""
-        for generation_id in generation_ids:
-            if generation_id in self._jobs:
-                self._jobs[generation_id].stop(reason)
 
     async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
         size = self._size(body)
@@ -104,16 +69,28 @@ class DrawingService:
             return _from_answer(answer)
         try:
             drawn = await self._draw(project, body, size, Job())
-            await self._db(self._store.finish_idempotent, project, idempotency, _to_answer(drawn))
         except BaseException:
-            await self._db(self._store.release_idempotent, project, idempotency)
+            await self._idempotency.release(project, idempotency)
             raise
+        await self._idempotency.keep(project, idempotency, _to_answer(drawn))
         return drawn
 
     async def _draw(self, project: str, body: GenerateIn, size: tuple[int, int], job: Job) -> Drawn:
+        keys = await self._keys(project, body)
+        users = {user_id: key.incarnation for user_id, key in keys.items()}
+        with self._jobs.running(job, project, users):
+            return await self._draw_for(project, body, keys, size, job)
+
+    async def _draw_for(
+        self,
+        project: str,
+        body: GenerateIn,
+        keys: dict[str, UserKey],
+        size: tuple[int, int],
+        job: Job,
+    ) -> Drawn:
         began = time.monotonic()
         wanted = body.wanted
-        keys = await self._keys(project, body)
         tastes = await job.run(self._tastes_of(project, body, keys))
         read = time.monotonic()
         record = await self._db(
@@ -122,7 +99,6 @@ class DrawingService:
             body.model_dump(exclude_none=True),
             {user.user_id: keys[user.user_id].incarnation for user in wanted},
         )
-        self._jobs[record.generation_id] = job
         try:
             seeds = _seeds(body)
             pngs = await job.run(self._diffuser.draw(_request(body, seeds, size, tastes)))
@@ -131,8 +107,6 @@ class DrawingService:
         except BaseException as error:
             await self._fail(project, record, error)
             raise
-        finally:
-            del self._jobs[record.generation_id]
         ended = time.monotonic()
         timing = {
             "taste": read - began, "draw": drawn - read, "store": ended - drawn,
@@ -152,7 +126,8 @@ class DrawingService:
         for width, height in self._release.sizes:
             if body.width in (None, width) and body.height in (None, height):
                 return width, height
-        field = "height" if body.width is None else "width"
+        widths = [width for width, _ in self._release.sizes]
+        field = "height" if body.width in (None, *widths) else "width"
         raise InvalidInput("Not a size of this release, see /releases", field=field)
 
     async def _keys(self, project: str, body: GenerateIn) -> dict[str, UserKey]:
@@ -174,7 +149,7 @@ class DrawingService:
         async def taste(user: UserWeight) -> Taste:
             key = keys[user.user_id]
             if 0 in (user.weight, body.preference_scale):  # has no say: the base picture
-                return Taste(key.incarnation, key.version, None, 0)
+                return Taste(key.version, None, 0)
             return await self._tastes.current(project, user.user_id, key)
 
         return list(await asyncio.gather(*map(taste, body.wanted)))

@@ -64,9 +64,10 @@ class DiffuserPort(Protocol):
 
 
 class IndexPort(Protocol):
-    async def apply(self, after: int, rows: Sequence[IndexRow]) -> int:
-        """Take the steps that follow ``after``, if that is where the index stands (−1: start over
-        from nothing, then take them); where it stands now."""
+    async def apply(self, source: str, after: int, rows: Sequence[IndexRow]) -> int:
+        """Take the steps that follow ``after`` in the database ``source``, if that is where the
+        index stands (−1: start over from nothing, then take them); where it stands now. An index
+        of another database starts over first."""
 
     async def get(self, id: str) -> tuple[int, np.ndarray] | None:
         """Version and embedding."""

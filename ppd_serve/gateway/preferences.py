@@ -14,10 +14,12 @@ from ppd_serve.api.schemas import (
     PreferencesIn,
     PreferencesOut,
 )
-from ppd_serve.errors import NotFound, PPDError
+from ppd_serve.errors import NotFound
 from ppd_serve.gateway.feed import Feed
+from ppd_serve.gateway.keys import Keys
 from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.gateway.tastes import Tastes
+from ppd_serve.gateway.unread import Unread
 from ppd_serve.gateway.users import embedding_state
 from ppd_serve.storage.store import AddedPairs, Embedding, Idempotency, NewImage, NewPair, Store
 
@@ -26,10 +28,18 @@ log = logging.getLogger(__name__)
 
 class PreferenceService:
     def __init__(
-        self, store: Store, db: Threads, decoders: Threads, tasks: Tasks, tastes: Tastes, feed: Feed
+        self,
+        store: Store,
+        db: Threads,
+        decoders: Threads,
+        tasks: Tasks,
+        keys: Keys,
+        tastes: Tastes,
+        unread: Unread,
+        feed: Feed,
     ) -> None:
-        self._store, self._db, self._decoders = store, db, decoders
-        self._tasks, self._tastes, self._feed = tasks, tastes, feed
+        self._store, self._db, self._decoders, self._tasks = store, db, decoders, tasks
+        self._keys, self._tastes, self._unread, self._feed = keys, tastes, unread, feed
 
     async def add(
         self, project: str, user_id: str, body: PreferencesIn, idempotency: Idempotency | None
@@ -45,12 +55,7 @@ class PreferenceService:
             return PreferencesOut.model_validate(added.answer)
         answer = await self._answer(project, added)
         if idempotency is not None:
-            try:
-                await self._db(
-                    self._store.finish_idempotent, project, idempotency, answer.model_dump()
-                )
-            except PPDError as error:
-                log.warning("an answer was not kept: %r", error)
+            await self._keys.keep(project, idempotency, answer.model_dump())
         return answer
 
     async def _answer(self, project: str, added: AddedPairs) -> PreferencesOut:
@@ -68,11 +73,11 @@ class PreferenceService:
             profile = taste.profile
         except NotFound:
             pass  # deleted meanwhile: there is nothing left to read
-        except PPDError as error:
+        except Exception as error:
             log.warning("pairs are committed and wait for the encoder: %r", error)
-            self._tastes.read_later(*who)
+            self._unread.later(*who)
         if state is None:
-            stored = await self._stored(project, added.user_id)
+            stored = await self._stored(project, added)
             state = embedding_state(self._tastes.space, added.version, stored)
             profile = stored.profile if stored else None
         return PreferencesOut(
@@ -83,11 +88,14 @@ class PreferenceService:
             profile=profile,
         )
 
-    async def _stored(self, project: str, user_id: str) -> Embedding | None:
+    async def _stored(self, project: str, added: AddedPairs) -> Embedding | None:
         try:
-            return await self._db(self._store.get_embedding, project, user_id, self._tastes.space)
-        except PPDError:
+            stored = await self._db(
+                self._store.get_embedding, project, added.user_id, self._tastes.space
+            )
+        except Exception:
             return None
+        return stored if stored and stored.incarnation == added.incarnation else None
 
     async def page(self, project: str, user_id: str, cursor: str | None, limit: int) -> PairsOut:
         page = await self._db(self._store.list_pairs, project, user_id, cursor, limit)
@@ -108,11 +116,10 @@ class PreferenceService:
 
     async def _delete(self, project: str, user_id: str, pair_id: str) -> None:
         user = await self._db(self._store.delete_pair, project, user_id, pair_id)
-        if user is None:
-            return
-        await self._feed.try_to_sync()  # with the last pair the embedding went, too
-        # Pictures wait for a new reading from now on: begin it.
-        self._tastes.read_later(project, user_id, user.incarnation, user.version)
+        if user is not None and user.pairs_total:
+            # Pictures wait for a new reading from now on: begin it.
+            self._unread.later(project, user_id, user.incarnation, user.version)
+        await self._feed.must_sync()  # the embedding went, too, now or in an earlier call
 
 
 def _checked(body: PreferencesIn) -> list[NewPair]:

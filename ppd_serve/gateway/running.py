@@ -1,13 +1,17 @@
-"""Threads for calls that block, and tasks that outlive the request that started them."""
+"""Threads for calls that block, tasks that outlive the request that started them, and jobs that
+end with the user they are for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
+
+from ppd_serve.errors import PPDError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +58,59 @@ class Tasks:
             log.debug("a task ended with %r", task.exception())  # its awaiter has it as well
 
     async def stop(self) -> None:
-        for task in list(self._running):
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        while self._running:  # what is cancelled may start a last thing
+            for task in list(self._running):
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+
+class Job:
+    """Work under way, which somebody may stop with a reason."""
+
+    def __init__(self) -> None:
+        self._reason: PPDError | None = None
+        self._work: asyncio.Future[Any] | None = None
+
+    def stop(self, reason: PPDError) -> None:
+        self._reason = self._reason or reason
+        if self._work is not None:
+            self._work.cancel()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work``; raises the reason when the job was or is stopped."""
+        if self._reason is not None:
+            work.close()
+            raise self._reason
+        self._work = asyncio.ensure_future(work)
+        try:
+            result: T = await self._work
+            return result
+        except asyncio.CancelledError:
+            if self._reason is not None:
+                raise self._reason from None
+            self._work.cancel()
+            raise
+        finally:
+            self._work = None
+
+
+class Jobs:
+    """The jobs under way, and whom they are for."""
+
+    def __init__(self) -> None:
+        self._users: dict[Job, tuple[str, Mapping[str, str]]] = {}
+
+    @contextmanager
+    def running(self, job: Job, project: str, users: Mapping[str, str]) -> Iterator[None]:
+        """Inside, the job is stopped when one of ``users`` (id → incarnation) is deleted."""
+        self._users[job] = project, users
+        try:
+            yield
+        finally:
+            del self._users[job]
+
+    def stop(self, project: str, user_id: str, living: str | None, reason: PPDError) -> None:
+        """Stop what is for an incarnation of this user other than the ``living`` one."""
+        for job, (place, users) in list(self._users.items()):
+            if place == project and users.get(user_id, living) != living:
+                job.stop(reason)

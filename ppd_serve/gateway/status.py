@@ -38,10 +38,12 @@ class StatusService:
             "diffuser": diffuser,
         }
         self._seen: dict[str, float] = {}
+        self._samplers: list[str] | None = None  # they are the release's, whoever draws it
 
     async def releases(self) -> ReleasesOut:
-        samplers = await self._diffuser.samplers()
-        active = self._release.model_copy(update={"samplers": samplers})
+        if self._samplers is None:
+            self._samplers = await self._diffuser.samplers()
+        active = self._release.model_copy(update={"samplers": self._samplers})
         return ReleasesOut(active=active, known=[active.name])
 
     async def missing(self) -> dict[str, str]:
@@ -83,6 +85,6 @@ class StatusService:
         while True:
             try:
                 await self._db(self._store.sweep)
-            except PPDError as error:
+            except Exception as error:
                 log.warning("could not sweep: %r", error)
             await asyncio.sleep(SWEEP_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from ppd_serve.errors import EncoderUnavailable, NotFound, PPDError
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.ports import EncoderPort, IndexPort
-from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
+from ppd_serve.preferences.pairs import Pair
 from ppd_serve.storage.store import Store
 from ppd_serve.storage.values import UserKey, index_id
 
-RETRY_SECONDS = (0, 1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
 log = logging.getLogger(__name__)
 
 
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 class Taste:
     """What is known of a user's taste at a version; ``values`` is None when there are no pairs."""
 
-    incarnation: str
     version: int
     values: np.ndarray | None
     pairs_used: int
@@ -38,100 +38,97 @@ class Tastes:
         store: Store,
         db: Threads,
         tasks: Tasks,
+        jobs: Jobs,
         encoder: EncoderPort,
         index: IndexPort,
         feed: Feed,
         space: str,
         wait: float,
     ) -> None:
-        self._store, self._db, self._tasks = store, db, tasks
+        self._store, self._db, self._tasks, self._jobs = store, db, tasks, jobs
         self._encoder, self._index, self._feed = encoder, index, feed
         self.space, self._wait = space, wait
-        self._running: dict[tuple[str, str], asyncio.Task[Taste]] = {}
-        self._retrying: set[tuple[str, str]] = set()
+        # By incarnation: who takes a deleted user's name does not wait for the other's reading.
+        self._running: dict[str, asyncio.Task[Taste]] = {}
 
     async def read(self, project: str, user_id: str, incarnation: str, version: int) -> Taste:
-        """Encode until ``version`` is read, with whoever else wants that. Raises
-        ``EncoderUnavailable`` when the encoder is down or slow (a slow encode goes on)."""
+        """``read_to_the_end``, but ``EncoderUnavailable`` if it takes long (the encode goes on)."""
         try:
             async with asyncio.timeout(self._wait):
-                return await self._read(project, user_id, incarnation, version)
+                return await self.read_to_the_end(project, user_id, incarnation, version)
         except TimeoutError:
             raise EncoderUnavailable(
                 "The encoder is still reading this user's pairs", retry_after=2
             ) from None
 
-    async def _read(self, project: str, user_id: str, incarnation: str, version: int) -> Taste:
-        who = (project, user_id)
+    async def read_to_the_end(
+        self, project: str, user_id: str, incarnation: str, version: int
+    ) -> Taste:
+        """Encode until ``version`` is read, with whoever else wants that. Raises
+        ``EncoderUnavailable`` when the encoder is down, ``NotFound`` when this incarnation of the
+        user is, or is being, deleted."""
         while True:
-            task = self._running.get(who)
+            task = self._running.get(incarnation)
             if task is None or task.done():
-                task = self._tasks.start(self._encode(project, user_id))
-                self._running[who] = task
-                task.add_done_callback(lambda ended: self._forget(who, ended))
+                task = self._tasks.start(self._encode(project, user_id, incarnation))
+                self._running[incarnation] = task
+                task.add_done_callback(lambda ended: self._forget(incarnation, ended))
             taste = await asyncio.shield(task)
-            if taste.incarnation != incarnation:
-                raise NotFound("This user was deleted")
             if taste.version >= version:
                 return taste
             # That encode had begun before our pairs came; all who wait here share the next one.
 
-    def _forget(self, who: tuple[str, str], ended: asyncio.Task[Taste]) -> None:
-        if self._running.get(who) is ended:
-            del self._running[who]
+    def _forget(self, incarnation: str, ended: asyncio.Task[Taste]) -> None:
+        if self._running.get(incarnation) is ended:
+            del self._running[incarnation]
 
-    async def _encode(self, project: str, user_id: str) -> Taste:
-        loaded = await self._db(self._store.load_pairs, project, user_id)
-        if not loaded.pairs:
-            return Taste(loaded.incarnation, loaded.version, None, 0)
+    async def _encode(self, project: str, user_id: str, incarnation: str) -> Taste:
+        job = Job()
+        with self._jobs.running(job, project, {user_id: incarnation}):
+            return await job.run(self._encode_and_store(project, user_id, incarnation))
+
+    async def _encode_and_store(self, project: str, user_id: str, incarnation: str) -> Taste:
+        while True:
+            loaded = await self._db(self._store.load_pairs, project, user_id)
+            if loaded.incarnation != incarnation:
+                raise NotFound("This user was deleted")
+            if not loaded.pairs:
+                return Taste(loaded.version, None, 0)
+            values, profile = await self._embed(loaded.pairs)
+            used = len(loaded.pairs)
+            if await self._db(
+                self._store.put_embedding, project, user_id, incarnation, loaded.version,
+                self.space, values, used, profile,
+            ):  # fmt: skip
+                await self._feed.try_to_sync()
+                return Taste(loaded.version, values, used, profile)
+            stored = await self._db(self._store.get_embedding, project, user_id, self.space)
+            if stored and stored.incarnation == incarnation and stored.version >= loaded.version:
+                return Taste(stored.version, stored.values, stored.pairs_used, stored.profile)
+            # Something was deleted meanwhile: what came of it is nobody's taste. Look again.
+
+    async def _embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
         try:
-            values, profile = await self._encoder.embed(loaded.pairs)
+            values, profile = await self._encoder.embed(pairs)
         except Exception as error:
             log.warning("the encoder failed: %r", error)
             raise EncoderUnavailable(retry_after=2) from error
-        used = len(loaded.pairs)
-        stored = await self._db(
-            self._store.put_embedding, project, user_id, loaded.incarnation, loaded.version,
-            self.space, values, used, profile,
-        )  # fmt: skip
-        if stored:
-            await self._feed.try_to_sync()
-        return Taste(loaded.incarnation, loaded.version, values, used, profile)
-
-    def read_later(self, project: str, user_id: str, incarnation: str, version: int) -> None:
-        """Read in the background, now and, should the encoder fail, now and then."""
-        who = (project, user_id)
-        if who not in self._retrying:
-            self._retrying.add(who)
-            self._tasks.start(self._keep_trying(project, user_id, incarnation, version))
-
-    async def _keep_trying(
-        self, project: str, user_id: str, incarnation: str, version: int
-    ) -> None:
-        try:
-            for seconds in RETRY_SECONDS:
-                await asyncio.sleep(seconds)
-                try:
-                    await self._read(project, user_id, incarnation, version)
-                    return
-                except NotFound:
-                    return
-                except PPDError as error:
-                    log.warning("a user's pairs are still unread: %r", error)
-        finally:
-            self._retrying.discard((project, user_id))
+        if values.ndim != 2 or not np.isfinite(values).all():
+            log.error("the encoder made numbers %s that are no embedding", values.shape)
+            raise EncoderUnavailable("The encoder can't read this user's pairs", retry_after=60)
+        return values, profile
 
     async def current(self, project: str, user_id: str, key: UserKey) -> Taste:
         """The taste at ``key.version``: from the index, else the database, else the encoder."""
         if key.pairs_total == 0:
-            return Taste(key.incarnation, key.version, None, 0)
+            return Taste(key.version, None, 0)
         if key.embedding_version == key.version:
             found = await self._cached(index_id(project, key.incarnation))
             if found is not None and found[0] == key.version:
-                return Taste(key.incarnation, key.version, found[1], key.pairs_total)
+                return Taste(key.version, found[1], key.pairs_total)
             stored = await self._db(self._store.get_embedding, project, user_id, self.space)
             if stored is not None and stored.incarnation == key.incarnation:
-                return Taste(key.incarnation, stored.version, stored.values, stored.pairs_used)
+                return Taste(stored.version, stored.values, stored.pairs_used)
         return await self.read(project, user_id, key.incarnation, key.version)
 
     async def _cached(self, name: str) -> tuple[int, np.ndarray] | None:

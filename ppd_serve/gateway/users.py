@@ -5,9 +5,8 @@ from __future__ import annotations
 from ppd_serve.api.schemas import EmbeddingOut, EmbeddingState, Neighbor, NeighborsOut, UserOut
 from ppd_serve.errors import NotFound
 from ppd_serve.gateway.feed import Feed
-from ppd_serve.gateway.generations import DrawingService
 from ppd_serve.gateway.ports import IndexPort
-from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.running import Jobs, Tasks, Threads
 from ppd_serve.storage.store import Embedding, Store, User
 from ppd_serve.storage.values import index_id
 
@@ -32,13 +31,13 @@ class UserService:
         store: Store,
         db: Threads,
         tasks: Tasks,
+        jobs: Jobs,
         index: IndexPort,
         feed: Feed,
-        drawings: DrawingService,
         space: str,
     ) -> None:
-        self._store, self._db, self._tasks = store, db, tasks
-        self._index, self._feed, self._drawings, self._space = index, feed, drawings, space
+        self._store, self._db, self._tasks, self._jobs = store, db, tasks, jobs
+        self._index, self._feed, self._space = index, feed, space
 
     async def put(self, project: str, user_id: str) -> tuple[UserOut, bool]:
         user, created = await self._db(self._store.put_user, project, user_id)
@@ -63,10 +62,17 @@ class UserService:
         await self._tasks.run(self._delete(project, user_id))
 
     async def _delete(self, project: str, user_id: str) -> None:
-        deleted = await self._db(self._store.delete_user, project, user_id)
-        if deleted is not None:
-            self._drawings.stop(deleted.generation_ids, NotFound("This user was deleted"))
-            await self._feed.try_to_sync()
+        try:
+            await self._db(self._store.delete_user, project, user_id)
+        finally:  # it may also fail after its commit, while it cleans up
+            await self._stop_work(project, user_id)
+        await self._feed.must_sync()  # also the second time: the first may have failed here
+
+    async def _stop_work(self, project: str, user_id: str) -> None:
+        """Stop what is being read and drawn for the user who is no longer there."""
+        keys = await self._db(self._store.user_keys, project, [user_id], self._space)
+        living = keys[user_id].incarnation if user_id in keys else None
+        self._jobs.stop(project, user_id, living, NotFound("This user was deleted"))
 
     async def embedding(self, project: str, user_id: str) -> EmbeddingOut:
         stored = await self._need(project, user_id)

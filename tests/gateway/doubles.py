@@ -17,22 +17,30 @@ SPACE, ROWS, DIM = "space", 1, 4
 
 
 class FakeEncoder:
-    """Reads by hashing. ``gate`` holds readings back until it is set."""
+    """Reads by hashing, unless it is given the ``values`` that it reads. ``gate`` holds readings
+    back until it is set."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
         self.began = asyncio.Event()
         self.error: Exception | None = None
+        self.values: np.ndarray | None = None
         self.read: list[int] = []
+        self.cancelled = 0
 
     async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
         self.began.set()
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if self.error is not None:
             raise self.error
         self.read.append(len(pairs))
-        return embedding(pairs), f"likes {len(pairs)}"
+        values = embedding(pairs) if self.values is None else self.values
+        return values, f"likes {len(pairs)}"
 
     async def beat(self) -> None:
         if self.error is not None:
@@ -55,11 +63,12 @@ class FakeIndex:
     def restart(self) -> None:
         self.index = UserIndex(SPACE, ROWS, DIM)
 
-    async def apply(self, after: int, rows: Sequence[IndexRow]) -> int:
+    async def apply(self, source: str, after: int, rows: Sequence[IndexRow]) -> int:
         if self.error is not None:
             raise self.error
-        if after == -1:
+        if after == -1 or source != self.index.source:
             self.restart()
+            self.index.source = source
         if after in (-1, self.index.sequence):
             for row in rows:
                 if row.values is None:

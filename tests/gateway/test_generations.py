@@ -16,6 +16,7 @@ from ppd_serve.errors import (
     GenerationFailed,
     InvalidInput,
     NotFound,
+    StorageUnavailable,
 )
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.storage.values import Idempotency
@@ -134,7 +135,12 @@ async def test_sizes(
 
 @pytest.mark.parametrize(
     ("fields", "field"),
-    [({"width": 17}, "width"), ({"height": 32}, "height")],
+    [
+        ({"width": 17}, "width"),
+        ({"height": 32}, "height"),
+        ({"width": 16, "height": 17}, "height"),
+        ({"width": 17, "height": 16}, "width"),
+    ],
 )
 async def test_what_the_release_cannot_do(
     server: Services, fields: dict[str, object], field: str
@@ -154,17 +160,6 @@ async def test_a_caller_that_leaves_stops_the_drawing(server: Services, house: H
     async with asyncio.timeout(20):
         while not house.diffuser.cancelled:
             await asyncio.sleep(0.01)
-
-
-async def test_deleting_a_user_stops_the_drawing(server: Services, house: House) -> None:
-    await server.preferences.add(P, "ann", choices("a"), None)
-    house.diffuser.gate.clear()
-    call = asyncio.create_task(server.generations.draw(P, ask(user_id="ann"), None))
-    await house.diffuser.began.wait()
-    await server.users.delete(P, "ann")
-    with pytest.raises(NotFound):
-        await call
-    assert house.diffuser.cancelled == 1
 
 
 async def test_with_a_key_it_runs_on_and_is_joined(server: Services, house: House) -> None:
@@ -191,3 +186,33 @@ async def test_a_failure_is_recorded_and_its_key_is_free(server: Services, house
         await server.generations.draw(P, ask(), KEY)
     house.diffuser.error = None
     assert (await server.generations.draw(P, ask(), KEY)).images
+
+
+@pytest.mark.parametrize("method", ["finish_idempotent", "release_idempotent"])
+async def test_a_key_ends_though_the_database_was_away(
+    server: Services, house: House, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def away(*args: object) -> None:
+        raise StorageUnavailable
+
+    monkeypatch.setattr(house.store, method, away)
+    drawn = None
+    if method == "finish_idempotent":
+        drawn = await server.generations.draw(P, ask(), KEY)
+    else:
+        house.diffuser.error = GenerationFailed()
+        with pytest.raises(GenerationFailed):
+            await server.generations.draw(P, ask(), KEY)
+        house.diffuser.error = None
+    with pytest.raises(Conflict):
+        await server.generations.draw(P, ask(), KEY)
+    monkeypatch.undo()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                again = await server.generations.draw(P, ask(), KEY)
+                break
+            except Conflict:
+                await asyncio.sleep(0.01)
+    assert again.images
+    assert drawn is None or again.id == drawn.id

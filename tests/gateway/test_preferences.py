@@ -8,7 +8,7 @@ import base64
 import numpy as np
 import pytest
 
-from ppd_serve.api.schemas import PairIn, PreferencesIn
+from ppd_serve.api.schemas import PairIn, PreferencesIn, PreferencesOut
 from ppd_serve.api.services import Services
 from ppd_serve.errors import (
     ActorUnavailable,
@@ -17,6 +17,7 @@ from ppd_serve.errors import (
     InvalidInput,
     NotFound,
     StorageUnavailable,
+    Unavailable,
 )
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.storage.values import Idempotency
@@ -25,6 +26,16 @@ from tests.gateway.doubles import SPACE, embedding
 
 P = "default"
 KEY = Idempotency("POST /users/ann/preferences", "k", "hash")
+
+
+async def again(server: Services) -> PreferencesOut:
+    """The answer to a call with ``KEY`` that is repeated until the first one has ended."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await server.preferences.add(P, "ann", choices("a"), KEY)
+            except Conflict:
+                await asyncio.sleep(0.01)
 
 
 async def test_pairs_become_an_embedding(server: Services, house: House) -> None:
@@ -73,6 +84,22 @@ async def test_no_error_after_the_commit(
     answer = await server.preferences.add(P, "ann", choices("a"), KEY)
     assert answer.embedding.status == "pending"
     assert len((await server.preferences.page(P, "ann", None, 10)).pairs) == 1
+    monkeypatch.undo()
+    assert await again(server) == answer
+
+
+async def test_no_bug_after_the_commit_either(
+    server: Services, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise ValueError
+
+    for method in ("put_embedding", "finish_idempotent"):
+        monkeypatch.setattr(house.store, method, broken)
+    answer = await server.preferences.add(P, "ann", choices("a"), KEY)
+    assert answer.embedding.status == "pending"
+    monkeypatch.undo()
+    assert (await again(server)).pair_ids == answer.pair_ids
 
 
 async def test_encodes_of_one_user_coalesce(server: Services, house: House) -> None:
@@ -129,14 +156,7 @@ async def test_a_caller_that_leaves_does_not_undo_a_commit(server: Services, hou
     with pytest.raises(Conflict):
         await server.preferences.add(P, "ann", choices("a"), KEY)
     house.encoder.gate.set()
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                again = await server.preferences.add(P, "ann", choices("a"), KEY)
-                break
-            except Conflict:
-                await asyncio.sleep(0.01)
-    assert again.pairs_total == 1
+    assert (await again(server)).pairs_total == 1
 
 
 async def test_the_same_key_gives_the_same_answer(server: Services, house: House) -> None:
@@ -192,6 +212,20 @@ async def test_deleting_pairs_changes_the_taste(server: Services, house: House) 
     assert (await server.users.get(P, "ann")).embedding is None
 
 
+async def test_a_pair_is_gone_from_the_index_when_the_call_says_so(
+    server: Services, house: House
+) -> None:
+    answer = await server.preferences.add(P, "ann", choices("a", "b"), None)
+    house.index.error = ActorUnavailable()
+    house.encoder.gate.clear()
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await server.preferences.delete(P, "ann", answer.pair_ids[0])
+    house.index.error = None
+    await server.preferences.delete(P, "ann", answer.pair_ids[0])
+    assert len(house.index.index) == 0
+
+
 async def test_neighbors_stay_in_the_project_and_among_the_living(
     server: Services, house: House
 ) -> None:
@@ -224,15 +258,3 @@ async def test_the_index_is_disposable(server: Services, house: House, trouble: 
             await asyncio.sleep(0.05)
     found = (await server.users.neighbors(P, "ann", 10)).neighbors
     assert [near.user_id for near in found] == ["bob"]
-
-
-async def test_readiness_names_the_part(server: Services, house: House) -> None:
-    async with asyncio.timeout(20):
-        while await server.status.missing():
-            await asyncio.sleep(0.01)
-
-    def away() -> None:
-        raise StorageUnavailable
-
-    house.store.ping = away  # type: ignore[method-assign]
-    assert list(await server.status.missing()) == ["database"]
