@@ -6,11 +6,13 @@ torch is imported only where it is needed, while the other actors are already up
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +20,12 @@ from ppd_serve.errors import ReleaseError, Unavailable
 from ppd_serve.gateway.ports import DrawRequest, IndexRow
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import DiffuserPart, EncoderPart
+
+if TYPE_CHECKING:
+    from ppd_serve.preferences.encoder import Reading
+
+STUCK_SECONDS = 300.0  # no VLM that anybody waits for reads four pairs for this long
+log = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -40,16 +48,42 @@ class Encoder:
                 f"the encoder's embedding space is {self._reader.space}, "
                 f"the release's {found.embedding_space}: embeddings of two spaces never mix"
             )
+        self._moved: float | None = None  # when the reading under way last did
         width, height = found.defaults.sizes[0]
-        self._reader.embed([Pair("warm-up", *_two_pictures(width, height))])
+        warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))])
+        if warm.embedding.shape != found.manifest.embedding_shape:
+            raise ReleaseError(
+                f"the encoder's embeddings are {warm.embedding.shape}, "
+                f"the release's {found.manifest.embedding_shape}"
+            )
 
     async def embed(self, pairs: list[Pair]) -> tuple[np.ndarray, str | None]:
         loop = asyncio.get_running_loop()
-        reading = await loop.run_in_executor(self._thread, self._reader.embed, pairs)
+        reading = await loop.run_in_executor(self._thread, self._read, pairs)
         return reading.embedding, reading.profile
+
+    def _read(self, pairs: list[Pair]) -> Reading:
+        """Chunk by chunk (the reader remembers them), so that a person with many pairs is not
+        taken for a reader that hangs."""
+        from ppd_serve.preferences.encoder import CHUNK
+
+        try:
+            for start in range(0, len(pairs), CHUNK):
+                self._moved = time.monotonic()
+                self._reader.embed(pairs[start : start + CHUNK])
+            return self._reader.embed(pairs)
+        finally:
+            self._moved = None
 
     async def beat(self) -> None:
         """Warm since its constructor returned."""
+        self.check_health()
+
+    def check_health(self) -> None:
+        """Ray restarts the actor when this raises."""
+        moved = self._moved
+        if moved is not None and time.monotonic() - moved > STUCK_SECONDS:
+            raise Unavailable("The encoder does not move")
 
 
 def _two_pictures(width: int, height: int) -> tuple[bytes, bytes]:
@@ -80,22 +114,29 @@ class UserIndex:
         self._writing = asyncio.Lock()
         self._saver: asyncio.Task[None] | None = None
 
-    async def apply(self, after: int, rows: list[IndexRow]) -> int:
+    async def apply(self, source: str, after: int, rows: list[IndexRow]) -> int:
         if self._saver is None:
             self._saver = asyncio.create_task(self._keep_saved())
         async with self._writing:
-            if after == -1:
-                self._index = self._empty()
-            elif after != self._index.sequence:
+            if after == -1 or source != self._index.source:
+                self._index, self._saved = self._empty(), -1
+                self._index.source = source
+            if after not in (-1, self._index.sequence):
                 return self._index.sequence
             for row in rows:
                 if row.values is not None:
-                    self._index.put(row.id, row.version, row.values)
+                    self._put(row.id, row.version, row.values)
                 elif self._index.delete(row.id):
                     # Who is deleted is deleted from the file, too, and at once.
                     shutil.rmtree(self._directory, ignore_errors=True)
                 self._index.sequence = row.sequence
         return self._index.sequence
+
+    def _put(self, id: str, version: int, values: np.ndarray) -> None:
+        try:
+            self._index.put(id, version, values)
+        except ValueError as error:  # one bad row must not keep all that follow it out
+            log.error("%s is left out of the index: %s", id, error)
 
     async def get(self, id: str) -> tuple[int, np.ndarray] | None:
         return self._index.get(id)
@@ -107,10 +148,16 @@ class UserIndex:
         while True:
             await asyncio.sleep(self._save_seconds)
             if self._index.sequence != self._saved:
-                async with self._writing:
-                    sequence = self._index.sequence
-                    await asyncio.to_thread(self._index.save, self._directory)
-                    self._saved = sequence
+                try:
+                    await self._save()
+                except Exception as error:  # a full disk, say: it may have room the next time
+                    log.warning("the index was not saved: %r", error)
+
+    async def _save(self) -> None:
+        async with self._writing:
+            sequence = self._index.sequence
+            await asyncio.to_thread(self._index.save, self._directory)
+            self._saved = sequence
 
 
 class Diffuser:

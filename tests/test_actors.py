@@ -1,17 +1,26 @@
-"""The index actor over its lives: whatever its file is, it ends equal to the database."""
+"""The index actor over its lives: whatever its file is, it ends equal to the database. And the
+encoder's, which says when it hangs."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ppd_serve.actors import UserIndex
+from ppd_serve import actors
+from ppd_serve.actors import Encoder, UserIndex
+from ppd_serve.errors import ReleaseError, Unavailable
 from ppd_serve.gateway.feed import Feed
+from ppd_serve.gateway.ports import IndexRow
 from ppd_serve.gateway.running import Threads
 from ppd_serve.preferences.index import UserIndex as Index
+from ppd_serve.preferences.pairs import Pair
+from ppd_serve.settings import EncoderPart
 from ppd_serve.storage.store import NewImage, NewPair, Store
 from ppd_serve.storage.values import index_id
 from tests.api.doubles import png
@@ -96,13 +105,106 @@ async def test_who_is_deleted_leaves_the_file_at_once(store: Store, tmp_path: Pa
     assert await actor(directory).get(ann) is None  # loaded from the file alone
 
 
-async def test_a_file_ahead_of_the_database_is_not_believed(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "sequence"), [("ours", 10_000), ("another", 10_000), ("another", 1), ("", 1)]
+)
+async def test_a_file_of_another_database_is_not_believed(
+    store: Store, tmp_path: Path, source: str, sequence: int
+) -> None:
+    """Nor one ahead of ours, which was then restored to an earlier state."""
     directory = tmp_path / "index"
     foreign = Index(SPACE, *SHAPE)
     foreign.put("default/ghost", 1, np.ones(SHAPE, np.float32))
-    foreign.sequence = 10_000
+    foreign.source = store.database_id() if source == "ours" else source
+    foreign.sequence = sequence
     foreign.save(directory)
     ann = teach(store, "ann", 1)
     index = await fed(store, actor(directory))
     assert await index.get("default/ghost") is None
     assert await index.get(ann) is not None
+
+
+async def test_a_row_that_the_index_refuses_keeps_nobody_else_out(tmp_path: Path) -> None:
+    good = np.ones(SHAPE, np.float32)
+    index = actor(tmp_path / "index")
+    rows = [
+        IndexRow(1, "default/a", 1, good),
+        IndexRow(2, "default/b", 1, good * np.nan),
+        IndexRow(3, "default/c", 1, np.ones((2, 2), np.float32)),
+        IndexRow(4, "default/d", 1, good),
+    ]
+    assert await index.apply("", 0, rows) == 4
+    assert [await index.get(row.id) is not None for row in rows] == [True, False, False, True]
+
+
+async def test_the_index_is_saved_once_the_disk_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, tried = tmp_path / "index", threading.Event()
+
+    def full(self: Index, directory: Path) -> None:
+        tried.set()
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Index, "save", full)
+    row = IndexRow(1, "default/a", 1, np.ones(SHAPE, np.float32))
+    await actor(directory).apply("", 0, [row])
+    assert await asyncio.to_thread(tried.wait, 20)
+    monkeypatch.undo()
+    await saved(directory)
+
+
+class Reader:
+    """Reads chunks of four and hangs when told to."""
+
+    space = SPACE
+
+    def __init__(self) -> None:
+        self.go_on, self.hangs = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.read: list[int] = []
+
+    def embed(self, pairs: Sequence[Pair]) -> SimpleNamespace:
+        if not self.go_on.is_set():
+            self.hangs.set()
+            self.go_on.wait()
+        self.read.append(len(pairs))
+        return SimpleNamespace(embedding=np.full(SHAPE, len(pairs), np.float32), profile="warm")
+
+
+def encoder(monkeypatch: pytest.MonkeyPatch, reader: Reader, shape: tuple[int, int]) -> Encoder:
+    release = SimpleNamespace(
+        load_encoder=lambda **how: reader,
+        embedding_space=SPACE,
+        manifest=SimpleNamespace(embedding_shape=shape),
+        defaults=SimpleNamespace(sizes=[(8, 8)]),
+    )
+    monkeypatch.setattr("ppd_serve.release.load_release", lambda path: release)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    return Encoder("release", EncoderPart())
+
+
+async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader()
+    part = encoder(monkeypatch, reader, SHAPE)
+    monkeypatch.setattr(actors, "STUCK_SECONDS", -1.0)  # whatever is under way has hung
+    await part.beat()
+    reader.go_on.clear()
+    reading = asyncio.create_task(part.embed([Pair("a", b"", b"")] * 9))
+    assert await asyncio.to_thread(reader.hangs.wait, 20)
+    with pytest.raises(Unavailable):
+        await part.beat()
+    with pytest.raises(Unavailable):
+        part.check_health()
+    monkeypatch.undo()
+    await part.beat()  # it may take its time
+    reader.go_on.set()
+    values, profile = await reading
+    assert (values[0, 0], profile) == (9, "warm")
+    await part.beat()
+    assert reader.read == [1, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
+
+
+async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ReleaseError, match="embeddings"):
+        encoder(monkeypatch, Reader(), (2, 4))
