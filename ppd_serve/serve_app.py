@@ -168,8 +168,8 @@ class Remote:
         result: list[str] = await self._call("samplers")
         return result
 
-    async def apply(self, after: int, rows: Sequence[IndexRow]) -> int:
-        result: int = await self._call("apply", after, list(rows))
+    async def apply(self, source: str, after: int, rows: Sequence[IndexRow]) -> int:
+        result: int = await self._call("apply", source, after, list(rows))
         return result
 
     async def get(self, id: str) -> tuple[int, np.ndarray] | None:

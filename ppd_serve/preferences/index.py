@@ -39,15 +39,16 @@ class IndexFileError(Exception):
 class UserIndex:
     """Embeddings of one space, float32 ``[rows, dim]``, under string ids.
 
-    ``sequence`` is for the caller: the number of the store's last change that this index has seen
-    **in order**; it is saved and loaded with the vectors. All methods are thread-safe.
+    ``source`` and ``sequence`` are for the caller: the id of the store whose changes this index
+    follows, and the number of the last one that it has seen **in order**; they are saved and loaded
+    with the vectors. All methods are thread-safe.
     """
 
     def __init__(self, space: str, rows: int, dim: int) -> None:
         self.space = space
         self.rows = rows
         self.dim = dim
-        self.sequence = 0
+        self.source, self.sequence = "", 0
         self._lock = threading.Lock()
         self._slots: dict[str, int] = {}
         self._ids: list[str | None] = []
@@ -156,7 +157,8 @@ class UserIndex:
                 "versions": np.array([self._versions[slot] for slot in slots], np.int64),
                 "ids": np.frombuffer(json.dumps(ids).encode(), np.uint8),
             }
-            header = {**self._header(), "sequence": str(self.sequence)}
+            place = {"source": self.source, "sequence": str(self.sequence)}
+            header = {**self._header(), **place}
         payload = save_tensors(tensors, header)
         path = Path(directory) / _FILE
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +195,7 @@ class UserIndex:
         if hashlib.sha256(payload).digest() != digest:
             raise IndexFileError(f"{path}: torn, its checksum is wrong")
         header = _metadata(payload)
-        sequence = int(header.pop("sequence", 0))
+        source, sequence = header.pop("source", ""), int(header.pop("sequence", 0))
         if header != self._header():
             raise IndexFileError(f"{path}: holds {header}, wanted {self._header()}")
         tensors = load_tensors(payload)
@@ -202,7 +204,7 @@ class UserIndex:
             json.loads(tensors["ids"].tobytes()), tensors["versions"], tensors["embeddings"]
         )
         with self._lock:
-            self.sequence = sequence
+            self.source, self.sequence = source, sequence
             self._slots, self._ids, self._free = loaded._slots, loaded._ids, loaded._free
             self._versions, self._embeddings = loaded._versions, loaded._embeddings
             self._faiss = loaded._faiss

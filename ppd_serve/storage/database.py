@@ -69,7 +69,7 @@ class Database:
         ):
             yield session
 
-    def migrate(self) -> None:
+    def migrate(self, revision: str = "head") -> None:
         """Bring the schema to the newest version, in one transaction, one process at a time."""
         config = alembic.config.Config()
         with (
@@ -82,7 +82,7 @@ class Database:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
             config.set_main_option("script_location", str(scripts).replace("%", "%%"))
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, revision)
 
     def scrub(self) -> None:
         """Drop old page images, so that what was deleted is not in SQLite's log either. Never

@@ -7,7 +7,12 @@ from sqlalchemy import select
 
 from ppd_serve.errors import NotFound
 from ppd_serve.storage.base import StoreBase, next_sequence
-from ppd_serve.storage.records import EmbeddingRecord, RemovalRecord, SequenceRecord
+from ppd_serve.storage.records import (
+    EmbeddingRecord,
+    IdentityRecord,
+    RemovalRecord,
+    SequenceRecord,
+)
 from ppd_serve.storage.users import locked_user
 from ppd_serve.storage.values import Change, Embedding
 
@@ -83,6 +88,11 @@ class EmbeddingStore(StoreBase):
             Change(r.sequence, r.project, r.incarnation, _embedding_value(r)) for r in stored
         ] + [Change(r.sequence, r.project, r.incarnation, None) for r in removed]
         return sorted(changes, key=lambda change: change.sequence)[:limit]
+
+    def database_id(self) -> str:
+        """A random name that this database has had since it was made."""
+        with self._database.read() as session:
+            return session.scalars(select(IdentityRecord.database_id)).one()
 
     def sequence(self) -> int:
         """The number of the last committed change of any space."""

@@ -171,6 +171,14 @@ class SequenceRecord(Record):
     value: Mapped[int]
 
 
+class IdentityRecord(Record):
+    """One row: which database this is. A sequence number of another one says nothing here."""
+
+    __tablename__ = "identity"
+
+    database_id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class AnswerRecord(Record):
     """An idempotency key. ``owner`` is set while a process works on it; ``added`` holds the pairs
     that were committed with it; ``answer`` what was answered."""

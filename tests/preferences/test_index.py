@@ -123,7 +123,7 @@ def index() -> UserIndex:
     index = UserIndex("space", ROWS, DIM)
     for number in range(1, 8):
         index.put(f"user{number}", 1, embedding(number))
-    index.sequence = 42
+    index.source, index.sequence = "a database", 42
     return index
 
 
@@ -214,7 +214,7 @@ def test_a_save_that_fails_leaves_the_old_file(
     assert len(list(tmp_path.iterdir())) == 1
     loaded = UserIndex("space", ROWS, DIM)
     loaded.load(tmp_path)
-    assert len(loaded) == 7 and loaded.sequence == 42
+    assert len(loaded) == 7 and (loaded.source, loaded.sequence) == ("a database", 42)
 
 
 def test_threads_that_read_and_write_see_only_whole_embeddings() -> None:

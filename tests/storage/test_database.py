@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -32,10 +33,36 @@ def test_migrations_make_exactly_the_models(place: Place) -> None:
 def test_a_store_opens_again_with_everything_in_it(place: Place) -> None:
     store = place.open()
     store.add_pairs(P, "ann", [pair()])
+    identity = store.database_id()
     store.close()
     again = place.open()
     assert again.get_user(P, "ann").pairs_total == 1
+    assert again.database_id() == identity
     again.close()
+
+
+def test_no_two_databases_are_the_same(tmp_path: Path) -> None:
+    places = [Place(f"sqlite:///{tmp_path}/{n}.db", str(tmp_path / "blobs")) for n in "ab"]
+    stores = [place.open() for place in places]
+    assert stores[0].database_id() != stores[1].database_id()
+    for store in stores:
+        store.close()
+
+
+def test_a_database_of_the_first_schema_is_brought_up(place: Place) -> None:
+    old = Database(place.database_url)
+    old.migrate("0001")
+    with old.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO users (project, user_id, incarnation, version, pairs_total, pairs_added,"
+            " created) VALUES ('default', 'ann', 'i', 3, 1, 2, 0)"
+        )
+    old.close()
+    store = place.open()
+    assert store.get_user(P, "ann").version == 3
+    assert store.put_embedding(P, "ann", "i", 3, "s", np.ones((1, 2)), 1, None)
+    assert store.database_id()
+    store.close()
 
 
 def test_many_may_open_a_new_store_at_once(place: Place) -> None:
