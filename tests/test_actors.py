@@ -167,7 +167,7 @@ class Reader:
     def embed(self, pairs: Sequence[Pair]) -> SimpleNamespace:
         if not self.go_on.is_set():
             self.hangs.set()
-            self.go_on.wait()
+            self.go_on.wait(60)
         self.read.append(len(pairs))
         return SimpleNamespace(embedding=np.full(SHAPE, len(pairs), np.float32), profile="warm")
 
