@@ -61,6 +61,7 @@ def bootstrap(
         Path | None,
         typer.Option(help="Begin with what was packed here; pack here what has to travel."),
     ] = None,
+    version: Annotated[str, typer.Option(help="What the release calls itself.")] = "1",
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
@@ -82,7 +83,7 @@ def bootstrap(
     )  # fmt: skip
     unfinished = None
     try:
-        typer.echo(run.report(run.release(out, version="1")))
+        typer.echo(run.report(run.release(out, version=version)))
     except OutOfTime as stopped:
         unfinished = stopped
     if carry:

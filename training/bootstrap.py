@@ -25,7 +25,7 @@ from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.preferences.encoder import CHUNK, embedding_space
 from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
-from ppd_serve.release import Manifest, Source, write_release
+from ppd_serve.release import Manifest, Source, load_release, write_release
 from training import autoencoder, base, preference, vlm
 from training.budget import Budget
 from training.data.fingerprint import FROZEN
@@ -324,16 +324,23 @@ class Bootstrap:
                 embedding_shape=(transform.matrix.shape[0], transform.matrix.shape[-1]),
                 defaults=Defaults(
                     sizes=((SIDE, SIDE),), steps=20, guidance_scale=3.0, sampler="ddim",
-                    guidance_rescale=0.5, preference_scale=1.0,
+                    guidance_rescale=0.5, preference_scale=1.5,  # `tune`, 200 dev users
                 ),
                 example_prompts=[str(c) for c in CAPTIONS[::13]],
-                training={"world": FROZEN, "seed": self.seed, "budget": vars(self.budget)},
+                training=self.provenance(),
                 metrics=self.gate(),
             ),
         )  # fmt: skip
         shutil.rmtree(out, ignore_errors=True)
         draft.rename(out)
         return out
+
+    def provenance(self) -> dict[str, Any]:
+        found = {"world": FROZEN, "seed": self.seed, "bf16": self.bf16, "budget": vars(self.budget)}
+        if self.start:
+            before = load_release(self.start).manifest
+            found["from"] = {"version": before.version, "training": before.training}
+        return found
 
     def report(self, release: Path) -> str:
         """Judge the release on dev people: ``report/`` in the working directory, as a page here."""

@@ -208,7 +208,9 @@ def test_carried_from_machine_to_machine_it_ends_and_can_be_trained_on(
         return found.exit_code
 
     calls = 0
-    while call(f"machine-{calls}", first, "--minutes", "0", "--carry", str(carry)):
+    while call(
+        f"machine-{calls}", first, "--minutes", "0", "--carry", str(carry), "--version", "7"
+    ):
         assert not first.exists()
         carried = {path.name for path in carry.iterdir()}
         assert not {"pool", "latents-train.pt", "features-train.pt"} & carried
@@ -222,6 +224,7 @@ def test_carried_from_machine_to_machine_it_ends_and_can_be_trained_on(
     assert call("machine-0", tmp_path / "second", "--from", str(first), "--bf16") == 0
     raised = load_release(tmp_path / "second")
     raised.check()
+    assert raised.manifest.training["from"]["version"] == "7"
     same, moved = "backbone/vae/config.json", "backbone/unet/diffusion_pytorch_model.safetensors"
     assert digests(first)[same] == digests(raised.path)[same]  # the same latents ...
     assert digests(first)[moved] != digests(raised.path)[moved]  # ... and a base that went on
