@@ -10,7 +10,15 @@ from typing import Any
 
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut, UserUsed, UserWeight
 from ppd_serve.api.services import Drawn
-from ppd_serve.errors import Cancelled, Conflict, GenerationFailed, InvalidInput, NotFound, PPDError
+from ppd_serve.errors import (
+    Cancelled,
+    Conflict,
+    GenerationFailed,
+    InvalidInput,
+    NotFound,
+    PPDError,
+    Unavailable,
+)
 from ppd_serve.gateway.keys import Keys
 from ppd_serve.gateway.ports import DiffuserPort, DrawRequest
 from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
@@ -64,7 +72,11 @@ class DrawingService:
         self, project: str, body: GenerateIn, size: tuple[int, int], idempotency: Idempotency
     ) -> Drawn:
         names = {user.user_id for user in body.wanted}
-        answer = await self._db(self._store.begin_idempotent, project, idempotency, names)
+        try:
+            answer = await self._db(self._store.begin_idempotent, project, idempotency, names)
+        except Unavailable:  # the connection may have broken after the commit
+            await self._idempotency.release(project, idempotency)
+            raise
         if answer is not None:
             return _from_answer(answer)
         try:

@@ -14,7 +14,7 @@ from ppd_serve.api.schemas import (
     PreferencesIn,
     PreferencesOut,
 )
-from ppd_serve.errors import NotFound
+from ppd_serve.errors import NotFound, Unavailable
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.keys import Keys
 from ppd_serve.gateway.running import Tasks, Threads
@@ -50,7 +50,12 @@ class PreferenceService:
     async def _add(
         self, project: str, user_id: str, pairs: list[NewPair], idempotency: Idempotency | None
     ) -> PreferencesOut:
-        added = await self._db(self._store.add_pairs, project, user_id, pairs, idempotency)
+        try:
+            added = await self._db(self._store.add_pairs, project, user_id, pairs, idempotency)
+        except Unavailable:
+            if idempotency is not None:  # the connection may have broken after the commit
+                await self._keys.release(project, idempotency)
+            raise
         if added.answer is not None:
             return PreferencesOut.model_validate(added.answer)
         answer = await self._answer(project, added)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,22 @@ async def test_a_failure_is_recorded_and_its_key_is_free(server: Services, house
     with pytest.raises(GenerationFailed):
         await server.generations.draw(P, ask(), KEY)
     house.diffuser.error = None
+    assert (await server.generations.draw(P, ask(), KEY)).images
+
+
+async def test_a_claim_that_was_not_heard_of_does_not_keep_its_key(
+    server: Services, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = house.store.begin_idempotent
+
+    def commits_and_fails(*args: Any) -> None:
+        begin(*args)
+        raise StorageUnavailable
+
+    monkeypatch.setattr(house.store, "begin_idempotent", commits_and_fails)
+    with pytest.raises(StorageUnavailable):
+        await server.generations.draw(P, ask(), KEY)
+    monkeypatch.undo()
     assert (await server.generations.draw(P, ask(), KEY)).images
 
 

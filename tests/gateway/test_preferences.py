@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,22 @@ async def test_no_error_after_the_commit(
     assert len((await server.preferences.page(P, "ann", None, 10)).pairs) == 1
     monkeypatch.undo()
     assert await again(server) == answer
+
+
+async def test_a_commit_that_was_not_heard_of_does_not_keep_its_key(
+    server: Services, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_pairs = house.store.add_pairs
+
+    def commits_and_fails(*args: Any) -> None:
+        add_pairs(*args)
+        raise StorageUnavailable
+
+    monkeypatch.setattr(house.store, "add_pairs", commits_and_fails)
+    with pytest.raises(StorageUnavailable):
+        await server.preferences.add(P, "ann", choices("a"), KEY)
+    monkeypatch.undo()
+    assert (await server.preferences.add(P, "ann", choices("a"), KEY)).pairs_total == 1
 
 
 async def test_no_bug_after_the_commit_either(
