@@ -17,14 +17,14 @@ class Budget:
     decoder_steps: int = 3_000
     look_steps: int = 1_500
     base_steps: int = 4_000
-    base_batch: int = 16
+    base_batch: int = 32
     profile_steps: int = 2_000
     people: int = 2_000
     readings: int = 6
     directions: int = 8  # probe on dev people: cosine .41, .45, .45, .45 from 6, 8, 12, 16
-    adapter_steps: int = 1_400
-    adapter_batch: int = 12
-    population_steps: int = 1_400
+    adapter_steps: int = 1_200
+    adapter_batch: int = 24
+    population_steps: int = 1_200
     gate_pairs: int = 1_024  # held-out choices that the gate's figure counts
     report_users: int = 200  # dev people of the report at the end
 

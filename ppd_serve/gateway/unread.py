@@ -10,7 +10,6 @@ from ppd_serve.errors import NotFound
 from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.gateway.tastes import Tastes
 from ppd_serve.storage.store import Store
-from ppd_serve.storage.unread import unread_users
 
 RETRY_SECONDS = (1, 2, 4, 8, 15, 30, 60)  # then every minute
 AT_ONCE = 4  # each holds all pictures of a user in memory
@@ -79,7 +78,7 @@ class Unread:
     async def _round(self) -> bool:
         """One user after the other, so that who waits for the encoder is soon next."""
         all_read, after = True, ("", "")
-        while page := await self._db(unread_users, self._store, self._tastes.space, after, PAGE):
+        while page := await self._db(self._store.unread_users, self._tastes.space, after, PAGE):
             for user in page:
                 after = user.project, user.user_id
                 if user.incarnation in self._wanted:

@@ -22,6 +22,7 @@ from ppd_serve.storage.generations import GenerationStore
 from ppd_serve.storage.owners import open_owners
 from ppd_serve.storage.pairs import PairStore
 from ppd_serve.storage.records import AnswerRecord, GenerationRecord
+from ppd_serve.storage.unread import UnreadStore
 from ppd_serve.storage.values import (
     DEFAULT_PROJECT,
     UNFINISHED,
@@ -69,7 +70,7 @@ __all__ = [
 ]
 
 
-class Store(PairStore, EmbeddingStore, GenerationStore):
+class Store(PairStore, EmbeddingStore, GenerationStore, UnreadStore):
     """Open it with ``Store.open``. Its methods are in the files named after what they keep:
     users, pairs, embeddings, images, answers (idempotency), generations."""
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 
 from ppd_serve.storage.store import Store
-from ppd_serve.storage.unread import unread_users
 from tests.storage.places import pair
 
 VALUES = np.ones((1, 4), np.float32)
@@ -11,7 +10,7 @@ VALUES = np.ones((1, 4), np.float32)
 
 def test_who_waits_for_a_reading(store: Store) -> None:
     def names(space: str, after: tuple[str, str] = ("", ""), limit: int = 10) -> list[str]:
-        return [f"{u.project}/{u.user_id}" for u in unread_users(store, space, after, limit)]
+        return [f"{u.project}/{u.user_id}" for u in store.unread_users(space, after, limit)]
 
     store.put_user("p", "without pairs")
     for user_id in ("ann", "bob", "eve"):
