@@ -52,7 +52,7 @@ def bootstrap(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     bf16: Annotated[
-        bool, typer.Option(help="bf16 autocast for the base; always with cuda.")
+        bool, typer.Option(help="bf16 autocast for base and adapter; always with cuda.")
     ] = False,
     minutes: Annotated[
         float | None, typer.Option(help="Stop after so long, to be called again.")

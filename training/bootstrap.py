@@ -64,6 +64,7 @@ class Bootstrap:
     ) -> None:
         self.work, self.budget, self.seed, self.start = work, budget, seed, start
         self.bf16, self.device = bf16, device
+        self.worked = False  # a call gets at least one thing done, however short its time
         self.spent: list[Path] = []  # checkpoints that nobody needs once their result is written
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         if threads:
@@ -73,9 +74,16 @@ class Bootstrap:
     def train(self, stage: Stage) -> None:
         """To the end, or as far as the minutes go."""
         left = None if self.deadline is None else self.deadline - time.monotonic()
+        self.worked = True
         if not stage.run(seconds=left):
             raise OutOfTime(stage.name)
         self.spent.append(stage.checkpoint)
+
+    def or_later(self, name: str) -> None:
+        """Leave what cannot be interrupted to the next call, if this one is out of time."""
+        if self.worked and self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime(name)
+        self.worked = True
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -281,6 +289,7 @@ class Bootstrap:
         def make(draft: Path) -> None:
             unet, text = self.base()
             adapter = UserAdapter.load(self.adapter(), unet.to(self.device))
+            self.or_later("gate")
             found = {
                 f"implicit_accuracy_{draws}_draws": preference.implicit_accuracy(
                     unet, adapter, self.picture(text, "dev"), self.audience("dev", 300, 3),
@@ -344,6 +353,7 @@ class Bootstrap:
 
     def report(self, release: Path) -> str:
         """Judge the release on dev people: ``report/`` in the working directory, as a page here."""
+        self.or_later("report")
         users = self.budget.report_users
         found, outcomes, panel = evaluate(
             release, split="dev", users=users, side_users=users, work=self.work,

@@ -10,8 +10,8 @@ from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.api.services import Services
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.generations import DrawingService
+from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.images import ImageService
-from ppd_serve.gateway.keys import Keys
 from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
 from ppd_serve.gateway.preferences import PreferenceService
 from ppd_serve.gateway.running import Jobs, Tasks, Threads
@@ -40,7 +40,8 @@ def build_services(
         Threads(DECODER_THREADS, "decode"),
         Tasks(),
     )
-    jobs, keys, space = Jobs(), Keys(store, db, tasks), release.embedding_space
+    jobs, idempotency_keys = Jobs(), IdempotencyKeys(store, db, tasks)
+    space = release.embedding_space
     feed = Feed(store, db, index, space)
     tastes = Tastes(store, db, tasks, jobs, encoder, index, feed, space, encode_wait_s)
     unread = Unread(store, db, tasks, tastes)
@@ -66,9 +67,13 @@ def build_services(
 
     return Services(
         users=UserService(store, db, tasks, jobs, index, feed, space),
-        preferences=PreferenceService(store, db, decoders, tasks, keys, tastes, unread, feed),
+        preferences=PreferenceService(
+            store, db, decoders, tasks, idempotency_keys, tastes, unread, feed
+        ),
         images=ImageService(store, db, decoders),
-        generations=DrawingService(store, db, tasks, jobs, keys, tastes, diffuser, release),
+        generations=DrawingService(
+            store, db, tasks, jobs, idempotency_keys, tastes, diffuser, release
+        ),
         status=status,
         access=access,
         running=running(),

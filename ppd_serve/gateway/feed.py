@@ -23,6 +23,7 @@ class Feed:
     def __init__(self, store: Store, db: Threads, index: IndexPort, space: str) -> None:
         self._store, self._db, self._index, self._space = store, db, index, space
         self._lock = asyncio.Lock()
+        self._source: str | None = None
         self._at = 0
         self.trouble: str | None = "not loaded yet"
 
@@ -60,7 +61,9 @@ class Feed:
     async def _step(self) -> bool:
         """One batch; false when there was nothing to send and the index stood where we thought."""
         before = self._at
-        source = await self._db(self._store.database_id)
+        if self._source is None:
+            self._source = await self._db(self._store.database_id)
+        source = self._source
         changes = await self._db(self._store.changes, self._space, before, BATCH)
         aim = changes[-1].sequence if changes else before
         self._at = await self._index.apply(source, before, [_row(change) for change in changes])

@@ -19,7 +19,7 @@ from ppd_serve.errors import (
     PPDError,
     Unavailable,
 )
-from ppd_serve.gateway.keys import Keys
+from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.ports import DiffuserPort, DrawRequest
 from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
 from ppd_serve.gateway.tastes import Taste, Tastes
@@ -35,13 +35,13 @@ class DrawingService:
         db: Threads,
         tasks: Tasks,
         jobs: Jobs,
-        keys: Keys,
+        idempotency_keys: IdempotencyKeys,
         tastes: Tastes,
         diffuser: DiffuserPort,
         release: ReleaseOut,
     ) -> None:
         self._store, self._db, self._tasks = store, db, tasks
-        self._jobs, self._idempotency = jobs, keys
+        self._jobs, self._idempotency = jobs, idempotency_keys
         self._tastes, self._diffuser, self._release = tastes, diffuser, release
         self._keyed: dict[tuple[str, Idempotency], asyncio.Task[Drawn]] = {}
 

@@ -16,7 +16,7 @@ from ppd_serve.api.schemas import (
 )
 from ppd_serve.errors import NotFound, Unavailable
 from ppd_serve.gateway.feed import Feed
-from ppd_serve.gateway.keys import Keys
+from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.gateway.tastes import Tastes
 from ppd_serve.gateway.unread import Unread
@@ -33,13 +33,14 @@ class PreferenceService:
         db: Threads,
         decoders: Threads,
         tasks: Tasks,
-        keys: Keys,
+        idempotency_keys: IdempotencyKeys,
         tastes: Tastes,
         unread: Unread,
         feed: Feed,
     ) -> None:
         self._store, self._db, self._decoders, self._tasks = store, db, decoders, tasks
-        self._keys, self._tastes, self._unread, self._feed = keys, tastes, unread, feed
+        self._idempotency, self._tastes = idempotency_keys, tastes
+        self._unread, self._feed = unread, feed
 
     async def add(
         self, project: str, user_id: str, body: PreferencesIn, idempotency: Idempotency | None
@@ -54,13 +55,13 @@ class PreferenceService:
             added = await self._db(self._store.add_pairs, project, user_id, pairs, idempotency)
         except Unavailable:
             if idempotency is not None:  # the connection may have broken after the commit
-                await self._keys.release(project, idempotency)
+                await self._idempotency.release(project, idempotency)
             raise
         if added.answer is not None:
             return PreferencesOut.model_validate(added.answer)
         answer = await self._answer(project, added)
         if idempotency is not None:
-            await self._keys.keep(project, idempotency, answer.model_dump())
+            await self._idempotency.keep(project, idempotency, answer.model_dump())
         return answer
 
     async def _answer(self, project: str, added: AddedPairs) -> PreferencesOut:

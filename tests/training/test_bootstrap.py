@@ -24,6 +24,7 @@ from training.carry import pack, unpack
 from training.data.pool import PairSampler, Pool, png
 from training.data.users import Tastes, people
 from training.data.world import AXES, CAPTIONS
+from training.evaluate.run import sweep_scales
 from training.preference import Audience
 from training.stage import Stage
 
@@ -211,15 +212,19 @@ def test_carried_from_machine_to_machine_it_ends_and_can_be_trained_on(
     while call(
         f"machine-{calls}", first, "--minutes", "0", "--carry", str(carry), "--version", "7"
     ):
-        assert not first.exists()
+        assert first.exists() == (calls == 8)  # all that is left then is the report
         carried = {path.name for path in carry.iterdir()}
         assert not {"pool", "latents-train.pt", "features-train.pt"} & carried
         calls += 1
-    assert calls == 7  # one stop in the middle of each stage
+    assert calls == 9  # in the middle of each stage, before the gate and before the report
     load_release(first).check()
     report = tmp_path / f"machine-{calls}" / "report"
     assert json.loads((report / "report.json").read_text())["users"] == two_steps.report_users
     assert "personal" in (report / "report.md").read_text()
+    swept = sweep_scales(
+        first, users=2, work=report.parent, scales=(0.5, 2.0), pool_size=two_steps.dev_pool
+    )
+    assert {name: row["win_rate"]["count"] for name, row in swept.items()} == {"0.5": 2, "2": 2}
 
     assert call("machine-0", tmp_path / "second", "--from", str(first), "--bf16") == 0
     raised = load_release(tmp_path / "second")

@@ -217,9 +217,10 @@ def sweep_scales(
     users: int = 200,
     work: Path = Path("runs/studio"),
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0),
+    pool_size: int = POOL_SIZE,
 ) -> dict[str, dict[str, Any]]:
     """Dev users at each ``preference_scale``: what the release's default is chosen by."""
-    run = StudioReport(load_release(directory), "dev", users, users, work)
+    run = StudioReport(load_release(directory), "dev", users, users, work, pool_size)
     four = embeddings(run.encoder, run.panel, 4)
     run.condition("base", run.panel, None)
     for scale in scales:

@@ -18,7 +18,7 @@ RETRY_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-class Keys:
+class IdempotencyKeys:
     def __init__(self, store: Store, db: Threads, tasks: Tasks) -> None:
         self._store, self._db, self._tasks = store, db, tasks
 
