@@ -9,6 +9,7 @@ detail inside a cell hard, so cells are 8 px here and the UNet's first level doe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,13 @@ def core_stage(
     width = vae.decoder.layers[-1].in_channels
     head = nn.Conv2d(width, 3, 3, padding=1).to(device)
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         target = to_input(images[draw.numpy.integers(len(images), size=batch)]).to(device)
         latents = vae.encode(target.to(memory_format=torch.channels_last)).latents
         noise = torch.randn(latents.shape, generator=draw.torch).to(device) * LATENT_NOISE
         decoded = _decode_half(vae, head, latents + noise)
         value = reconstruction_loss(decoded, F.avg_pool2d(target, 2))
-        return value + 1e-4 * latents.square().mean(), {}
+        yield value + 1e-4 * latents.square().mean(), {}
 
     @torch.no_grad()
     def peek(_: int) -> Metrics:
@@ -140,7 +141,7 @@ def decoder_stage(
     vae.decoder.requires_grad_(True)
     side = images.shape[1]
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         target = to_input(images[draw.numpy.integers(len(images), size=batch)]).to(device)
         with torch.no_grad():
             latents = vae.encode(target.to(memory_format=torch.channels_last)).latents
@@ -154,7 +155,7 @@ def decoder_stage(
         px = side // (2 * cells)
         seen = target[..., px * y : px * y + side // 2, px * x : px * x + side // 2]
         rows, columns = (_unspoiled(v, cells, px) for v in (y, x))
-        return reconstruction_loss(decoded[..., rows, columns], seen[..., rows, columns]), {}
+        yield reconstruction_loss(decoded[..., rows, columns], seen[..., rows, columns]), {}
 
     @torch.no_grad()
     def peek(_: int) -> Metrics:

@@ -7,6 +7,7 @@ Zero-terminal-SNR betas and trailing spacing, because brightness is something pe
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def base_stage(
         module.to(device).train().requires_grad_(True)
     unet.to(memory_format=torch.channels_last)
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         picked = draw.numpy.integers(len(latents), size=batch)
         z = latents[picked]
         prompts = [prompt_for(CAPTIONS[captions[i]], draw.numpy) for i in picked]
@@ -175,7 +176,7 @@ def base_stage(
         states = text_encoder(input_ids=ids.to(device)).last_hidden_state
         predicted = unet(noisy.to(device), t.to(device), encoder_hidden_states=states).sample
         error = (predicted.float() - target.to(device)).square().mean((1, 2, 3))
-        return (weight.to(device) * error).mean(), {"mse": float(error.detach().mean())}
+        yield (weight.to(device) * error).mean(), {"mse": float(error.detach().mean())}
 
     return Stage(
         name="base", directory=directory, modules={"unet": unet, "text": text_encoder},

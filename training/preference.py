@@ -8,7 +8,7 @@ adapter from learning its training users by heart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def preference_stage(
     people, total = audience.states.shape[:2]
     exact = audience.exact(transform)
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         who = draw.numpy.integers(people, size=batch)
         if population is None:
             reading = draw.numpy.integers(total, size=(batch, 1))
@@ -158,7 +158,7 @@ def preference_stage(
         tokens = adapter.project(embedding.to(unet.device))[:, None]
         errors = pair_errors(unet, adapter, picture, preferred, rejected, tokens, t, noise)
         result = dpo_loss(*errors, beta=beta)
-        return result.value, {k: float(v) for k, v in result.stats.items()}
+        yield result.value, {k: float(v) for k, v in result.stats.items()}
 
     return Stage(
         name=name, directory=directory, modules={"adapter": adapter}, loss=loss, steps=steps,

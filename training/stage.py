@@ -1,15 +1,19 @@
-"""The loop every bootstrap stage runs in: steps, EMA, progress, atomic checkpoints, exact resume.
+"""The loop every training runs in: steps, progress, averaged weights, atomic checkpoints, resume.
 
-A stage owns its modules and one ``step``; this file owns time. All randomness of step ``i`` comes
-from a generator seeded by (seed, i), so a resumed run continues as if it had never stopped.
+A stage owns its modules and its loss; this file owns time. All randomness of step ``i`` comes from
+generators seeded by (seed, i), so a resumed run continues as if it had never stopped. On several
+processes every one runs the same steps on its share of the batch, and the first one writes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +21,14 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from training import processes
+from training.optimizer import Ema, OptimizerName, cosine, new_optimizer
 
 Metrics = dict[str, float]
 
-
-class Diverged(RuntimeError):
-    """A loss or its gradient was not finite; the last checkpoint is good."""
+LOG_EVERY = 100
 
 
 @dataclass
@@ -33,42 +39,18 @@ class Draws:
     numpy: np.random.Generator
 
 
+Loss = Callable[[int, Draws], Iterator[tuple[Tensor, Metrics]]]
+"""Yields the step's loss, whole or in parts that add up: each part's gradient is taken before the
+next part is asked for, so a batch may be larger than memory."""
+
+
+class Diverged(RuntimeError):
+    """A loss or its gradient was not finite; the last checkpoint is good."""
+
+
 def draws(seed: int, step: int) -> Draws:
     rng = np.random.default_rng((seed, step))
     return Draws(torch.Generator().manual_seed(int(rng.integers(2**62))), rng)
-
-
-def cosine(step: int, total: int, *, warmup: int = 100, hold: float = 0.4, began: int = 0) -> float:
-    """Learning-rate factor: a plateau for ``hold`` of the run, cosine down to 2 %; and a warm-up
-    from ``began``, the step at which the optimizer knew nothing yet."""
-    warm = min(1.0, (step - began + 1) / max(warmup, 1))
-    done = step / max(total, 1)
-    if done < hold:
-        return warm
-    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, (done - hold) / (1 - hold)))))
-
-
-class Ema:
-    """Exponential moving average of parameters, with a warm-up of the decay."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
-        self.decay = decay
-        self.average = [p.detach().clone() for p in parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_mul_(self.average, decay)
-        torch._foreach_add_(self.average, [p.detach() for p in self.parameters], alpha=1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the live and the averaged weights (twice = back again)."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(kept)
 
 
 @dataclass
@@ -78,10 +60,11 @@ class Stage:
     name: str
     directory: Path
     modules: dict[str, nn.Module]
-    loss: Callable[[int, Draws], tuple[Tensor, Metrics]]
+    loss: Loss
     steps: int
     learning_rate: float
     seed: int = 0
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.999
@@ -98,67 +81,70 @@ class Stage:
     def checkpoint(self) -> Path:
         return self.directory / f"{self.name}.pt"
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
+
     def run(self, *, seconds: float | None = None) -> bool:
-        """Train to the end, or for ``seconds``; True when finished. Ends with EMA weights live."""
+        """Train to the end, or for ``seconds``, or until SIGTERM; True when finished. Ends with the
+        averaged weights live. Raises Diverged, with the last good checkpoint left as it was."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        parameters = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, self.learning_rate, betas=self.betas, weight_decay=self.weight_decay,
-            fused=True,
+        parameters = self.parameters
+        optimizer = new_optimizer(
+            self.optimizer, parameters, self.learning_rate,
+            betas=self.betas, weight_decay=self.weight_decay,
         )  # fmt: skip
-        device = parameters[0].device.type
         ema = Ema(parameters, self.ema_decay)
         first, began = self._load(optimizer, ema)
         start = saved = time.monotonic()
-        sums: dict[str, float] = {}
-        summed = 0
-        log = (self.directory / f"{self.name}.jsonl").open("a")
-        with Progress(
-            TextColumn(f"{self.name:>12}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        ) as progress, log:  # fmt: skip
-            bar = progress.add_task(self.name, total=self.steps, completed=first, note="")
+        with _asked_to_stop() as asked, _Report(self, first) as report:
             for step in range(first, self.steps):
                 factor = cosine(step, self.steps, warmup=self.warmup, hold=self.hold, began=began)
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * factor
-                with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-                    loss, metrics = self.loss(step, draws(self.seed, step))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip)
-                if not torch.isfinite(loss + norm):
-                    raise Diverged(f"{self.name}: loss {loss.item()}, gradient {norm} at {step}")
+                report.add(self._gradients(step, parameters))
                 optimizer.step()
                 ema.update(step)
-                for key, value in {"loss": loss.item(), **metrics}.items():
-                    sums[key] = sums.get(key, 0.0) + value
-                summed += 1
-                progress.update(bar, advance=1)
-                if (step + 1) % 100 == 0 or step + 1 == self.steps:
-                    line = {k: round(v / summed, 5) for k, v in sums.items()}
-                    sums, summed = {}, 0
-                    if self.peek and self.peek_every and (
-                        (step + 1) % self.peek_every == 0 or step + 1 == self.steps
-                    ):  # fmt: skip
-                        ema.swap()
-                        line |= self.peek(step + 1)
-                        ema.swap()
-                    line |= {"step": step + 1, "minutes": round((time.monotonic() - start) / 60, 2)}
-                    self.history.append(line)
-                    print(json.dumps(line), file=log, flush=True)
-                    progress.update(bar, note=f"loss {line['loss']:.4f}")
+                report.step(step + 1, ema)
                 now = time.monotonic()
-                out_of_time = seconds is not None and now - start > seconds
-                if now - saved > self.save_every_s or step + 1 == self.steps or out_of_time:
+                over = seconds is not None and now - start > seconds
+                stop = processes.any_of_them(over or asked.is_set())
+                if now - saved > self.save_every_s or step + 1 == self.steps or stop:
                     self._save(step + 1, began, optimizer, ema)
                     saved = now
-                if out_of_time and step + 1 < self.steps:
+                if stop and step + 1 < self.steps:
                     return False
         ema.swap()
         return True
 
+    def _gradients(self, step: int, parameters: list[nn.Parameter]) -> Metrics:
+        """Leave the effective batch's gradient, clipped, in ``.grad``; the metrics of this share,
+        added up over the parts for the loss and averaged for the rest."""
+        parts = self.loss(step, draws(self.seed, step))
+        device, total, sums, count = parameters[0].device.type, 0.0, Metrics(), 0
+        while True:
+            with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+                part = next(parts, None)
+            if part is None:
+                break
+            loss, metrics = part
+            loss.backward()
+            total, count = total + float(loss.detach()), count + 1
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value
+        processes.sum_gradients(parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip))
+        if processes.any_of_them(not math.isfinite(total + norm)):
+            raise Diverged(
+                f"{self.name}: loss {total}, gradient {norm} at step {step}; "
+                f"{self.checkpoint} is good up to its step"
+            )
+        return {"loss": total, **{key: value / count for key, value in sums.items()}}
+
     def _save(self, step: int, began: int, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
+        if processes.rank() > 0:
+            return
         state = {
             "step": step,
             "began": began,
@@ -184,3 +170,70 @@ class Stage:
                 average.copy_(kept)
         step = int(state["step"])
         return step, int(state["began"]) if "optimizer" in state else step
+
+
+class _Report:
+    """What a run tells while it runs: a bar, a line of JSON every 100 steps, TensorBoard."""
+
+    def __init__(self, stage: Stage, first: int) -> None:
+        self.stage, self.first = stage, first
+        self.sums, self.summed, self.start = Metrics(), 0, time.monotonic()
+        self.speaks = processes.rank() == 0
+
+    def __enter__(self) -> _Report:
+        stage = self.stage
+        self.bar = Progress(
+            TextColumn(f"{stage.name:>12}"), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), disable=not self.speaks,
+        )  # fmt: skip
+        self.bar.start()
+        self.task = self.bar.add_task(stage.name, total=stage.steps, completed=self.first, note="")
+        if self.speaks:
+            self.log = (stage.directory / f"{stage.name}.jsonl").open("a")
+            self.board = SummaryWriter(str(stage.directory / "tensorboard" / stage.name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.speaks:
+            self.log.close()
+            self.board.close()
+
+    def add(self, metrics: Metrics) -> None:
+        for key, value in metrics.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        self.summed += 1
+
+    def step(self, done: int, ema: Ema) -> None:
+        stage = self.stage
+        self.bar.update(self.task, advance=1)
+        last = done == stage.steps
+        if done % LOG_EVERY and not last:
+            return
+        line = {key: round(value / self.summed, 5) for key, value in self.sums.items()}
+        self.sums, self.summed = Metrics(), 0
+        if stage.peek and stage.peek_every and (done % stage.peek_every == 0 or last):
+            ema.swap()
+            line |= stage.peek(done)
+            ema.swap()
+        line |= {"step": done, "minutes": round((time.monotonic() - self.start) / 60, 2)}
+        stage.history.append(line)
+        if self.speaks:
+            print(json.dumps(line), file=self.log, flush=True)
+            for key, value in line.items():
+                self.board.add_scalar(key, value, done)
+        self.bar.update(self.task, note=f"loss {line['loss']:.4f}")
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by SIGTERM, while this lasts: a scheduler that takes the machine back says so first."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # Python delivers signals to the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,6 +8,7 @@ ranking loss over hidden states, no list of axes), and it learns to write the pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,10 @@ def look_stage(
     head.to(device)
     target = torch.from_numpy(pool.scores).to(device)
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         picked = draw.numpy.integers(len(pool), size=batch)
         predicted = head(image_features(model, to_input(pool.images[picked]).to(device)))
-        return F.mse_loss(predicted, target[picked]), {}
+        yield F.mse_loss(predicted, target[picked]), {}
 
     @torch.no_grad()
     def peek(_: int) -> Metrics:
@@ -291,7 +292,7 @@ def profile_stage(
         logit = (margin * person(state)[:, None]).sum(-1) / rank**0.5
         return -F.logsigmoid(logit).mean(), float((logit > 0).float().mean())
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         # Short contexts first: one pair is the whole lesson, four are a longer one.
         shares = [0.6, 0.4, 0, 0] if step < 0.15 * steps else [0.1, 0.15, 0.2, 0.55]
         count = int(draw.numpy.choice(CHUNK, p=shares)) + 1
@@ -311,12 +312,15 @@ def profile_stage(
         dense = F.mse_loss(difference(state), torch.from_numpy(more).to(model.device))
         share = max(0.1, 1 - step / (0.5 * steps))
         assert writing is not None
-        return 3 * rank_loss + share * dense + 0.2 * writing, {
-            "rank": float(rank_loss.detach()),
-            "dense": float(dense.detach()),
-            "accuracy": accuracy,
-            "writing": float(writing.detach()),
-        }
+        yield (
+            3 * rank_loss + share * dense + 0.2 * writing,
+            {
+                "rank": float(rank_loss.detach()),
+                "dense": float(dense.detach()),
+                "accuracy": accuracy,
+                "writing": float(writing.detach()),
+            },
+        )
 
     @torch.no_grad()
     def peek(step: int) -> Metrics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Backbone(Protocol):
     dtype: torch.dtype
     denoiser: nn.Module
     samplers: tuple[str, ...]
+    scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``(C, h, w)`` of this picture size in pixels. InvalidInput if the model cannot do it."""
@@ -44,6 +45,9 @@ class Backbone(Protocol):
 
     def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
         """The model's output at each row's own timestep, ``[B, C, h, w]``."""
+
+    def to_latents(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pictures in [-1, 1] to latents ``[B, C, h, w]``: what training starts from."""
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         """Final latents to pixels, uint8 ``[B, H, W, 3]``."""

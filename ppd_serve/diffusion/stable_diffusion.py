@@ -31,8 +31,8 @@ class StableDiffusion:
         self._tokenizer = pipeline.tokenizer
         self.device, self.dtype = pipeline.unet.device, pipeline.unet.dtype
         # The pipeline has mended old configs (steps_offset, clip_sample) while being built.
-        self._scheduler_config = dict(pipeline.scheduler.config)
-        self.samplers = samplers(self._scheduler_config)
+        self.scheduler_config = dict(pipeline.scheduler.config)
+        self.samplers = samplers(self.scheduler_config)
         self._scale = pipeline.vae_scale_factor
         self._multiple = self._scale * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
         self._largest = 2 * self._scale * self.denoiser.config.sample_size
@@ -66,12 +66,12 @@ class StableDiffusion:
     def schedule(self, sampler: str, steps: int) -> Schedule:
         if sampler not in self.samplers:
             raise InvalidInput(f"must be one of {', '.join(self.samplers)}", field="sampler")
-        if not 1 <= steps <= self._scheduler_config["num_train_timesteps"]:
+        if not 1 <= steps <= self.scheduler_config["num_train_timesteps"]:
             raise InvalidInput("must be at least 1 and no more than in training", field="steps")
         return self._schedule(sampler, steps)
 
     def _make_schedule(self, sampler: str, steps: int) -> Schedule:
-        return SCHEDULES[sampler](self._scheduler_config, steps)
+        return SCHEDULES[sampler](self.scheduler_config, steps)
 
     def _encode(self, prompt: str) -> Text:
         """``states``: the last hidden state, ``[1, tokens, dim]``; long prompts are cut."""
@@ -92,6 +92,13 @@ class StableDiffusion:
         return self.denoiser(
             x_BCHW.to(self.dtype), timesteps_B, text["states"].to(self.dtype), return_dict=False
         )[0]
+
+    def to_latents(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pictures in [-1, 1] to what the denoiser works on, ``[B, C, h, w]`` (training)."""
+        found = self._vae.encode(pixels_B3HW.to(self.device, self.dtype))
+        # AutoencoderKL tells a distribution, of which the mean is taken; AutoencoderTiny a point.
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        return latents * self._vae.config.scaling_factor
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         latents = latents_BCHW.to(self.dtype) / self._vae.config.scaling_factor

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from training.stage import Diverged, Draws, Metrics, Stage, cosine, draws
+from training.optimizer import OptimizerName, cosine
+from training.stage import Diverged, Draws, Metrics, Stage, draws
 
 STEPS = 30
 
@@ -24,13 +26,13 @@ def new_stage(directory: Path, *, stop_at: int | None = None, bad_at: int | None
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
 
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         if step == stop_at:
             raise Killed
         x = torch.randn(16, 4, generator=draw.torch)
         noise = float(draw.numpy.normal()) * 0.01
         value = (model(x) - x.sum(1, keepdim=True) - noise).square().mean()
-        return value * (math.nan if step == bad_at else 1), {"twice": 2 * float(value.detach())}
+        yield value * (math.nan if step == bad_at else 1), {"twice": 2 * float(value.detach())}
 
     return Stage(
         name="toy", directory=directory, modules={"model": model}, loss=loss, steps=STEPS,
@@ -108,8 +110,8 @@ def test_a_bad_gradient_counts_as_bad(tmp_path: Path) -> None:
     """A finite loss can have an infinite slope: sqrt at zero."""
     weight = nn.Linear(1, 1)
 
-    def loss(step: int, _: Draws) -> tuple[Tensor, Metrics]:
-        return (weight.weight * (0 if step == 4 else 1)).abs().sum().sqrt(), {}
+    def loss(step: int, _: Draws) -> Iterator[tuple[Tensor, Metrics]]:
+        yield (weight.weight * (0 if step == 4 else 1)).abs().sum().sqrt(), {}
 
     stage = Stage(
         name="steep", directory=tmp_path, modules={"w": weight}, loss=loss, steps=8,
@@ -164,3 +166,48 @@ def test_the_learning_rate_warms_up_holds_and_falls() -> None:
     assert rates[100:400] == [1.0] * 300
     assert all(a >= b for a, b in itertools.pairwise(rates[400:]))
     assert rates[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_parts_of_a_loss_add_up(tmp_path: Path) -> None:
+    """A batch in four parts takes the same steps as in one."""
+
+    def trained(parts: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1, dtype=torch.float64)
+
+        def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
+            x = torch.randn(16, 4, generator=draw.torch, dtype=torch.float64)
+            for part in x.chunk(parts):
+                yield (model(part) - part.sum(1, keepdim=True)).square().sum() / 16, {"parts": 1.0}
+
+        stage = Stage(
+            name="parts", directory=tmp_path / str(parts), modules={"model": model}, loss=loss,
+            steps=10, learning_rate=1e-2, warmup=3,
+        )  # fmt: skip
+        assert stage.run()
+        assert stage.history[-1]["parts"] == 1.0
+        return weights(stage)
+
+    whole, parted = trained(1), trained(4)
+    for key in whole:
+        torch.testing.assert_close(whole[key], parted[key], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adafactor"])
+def test_other_optimizers_learn_and_resume(tmp_path: Path, name: OptimizerName) -> None:
+    def stage(directory: str, **changes: int) -> Stage:
+        made = new_stage(tmp_path / directory, **changes)
+        made.optimizer, made.steps = name, 60
+        return made
+
+    straight = stage("straight")
+    straight.steps = 200
+    assert straight.run()
+    assert straight.history[-1]["loss"] < 0.9 * straight.history[0]["loss"]
+    straight = stage("straight again")
+    assert straight.run()
+    with pytest.raises(Killed):
+        stage("killed", stop_at=30).run()
+    resumed = stage("killed")
+    assert resumed.run()
+    assert same(weights(resumed), weights(straight))

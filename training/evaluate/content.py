@@ -8,6 +8,7 @@ slight blur is no surprise. Trained and frozen before the first adapter, by
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class ContentJudge(nn.Module):
 
 
 def content_stage(judge: ContentJudge, pool: Pool, directory: Path, *, steps: int) -> Stage:
-    def loss(step: int, draw: Draws) -> tuple[Tensor, Metrics]:
+    def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         picked = draw.numpy.integers(len(pool), size=48)
         images = to_input(pool.images[picked])
         if draw.numpy.random() < 0.5:
@@ -59,9 +60,13 @@ def content_stage(judge: ContentJudge, pool: Pool, directory: Path, *, steps: in
         images = images + strength * torch.randn(images.shape, generator=draw.torch)
         label = _LABELS[pool.captions[picked]]
         logits = judge(images)
-        return sum(
-            (F.cross_entropy(part, label[:, k]) for k, part in enumerate(logits)), torch.zeros(())
-        ), {}
+        yield (
+            sum(
+                (F.cross_entropy(part, label[:, k]) for k, part in enumerate(logits)),
+                torch.zeros(()),
+            ),
+            {},
+        )
 
     return Stage(
         name="content", directory=directory, modules={"judge": judge}, loss=loss, steps=steps,

@@ -1,0 +1,240 @@
+"""One step, written out again without any of the trainer's machinery; and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from tests.training.planted import DIM, PROMPTS, planted_backbone, planted_choices
+from training.evaluate.statistics import bootstrap_mean
+from training.objectives import dpo_loss, kto_loss, rpo_loss, sft_loss
+from training.policy import Conditioning, Policy, Weights
+from training.recipes import RECIPES, Objective, Recipe
+from training.stage import Stage
+from training.train import PreferenceTraining
+
+OBJECTIVES: tuple[Objective, ...] = ("sft", "dpo", "kto", "rpo")
+
+
+def recipe(objective: Objective, conditioning: Conditioning, **changes: object) -> Recipe:
+    betas = {"sft": 1.0, "dpo": 60.0, "kto": 60.0, "rpo": 30.0}
+    return Recipe(
+        **dict(
+            objective=objective, conditioning=conditioning, beta=betas[objective], steps=40,
+            batch=8, learning_rate=5e-3, warmup=3, liked_share=0.5, seed=3,
+        ) | changes
+    )  # fmt: skip
+
+
+def training(how: Recipe, *, awake: bool = False) -> PreferenceTraining:
+    """``awake``: with a branch that already does something, so that policy and base differ."""
+    backbone = planted_backbone()
+    choices = planted_choices(backbone)
+    policy = Policy(
+        backbone, weights=how.weights, conditioning=how.conditioning,
+        embedding_shape=choices.embedding_shape, lora_rank=2, seed=1,
+    )  # fmt: skip
+    if awake:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            for name, parameter in named(policy).items():
+                if "to_v_ip" in name or "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.2)
+    return PreferenceTraining(how, choices, policy)
+
+
+def named(policy: Policy) -> dict[str, torch.nn.Parameter]:
+    return {
+        f"{part}.{name}": parameter
+        for part, module in policy.modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def gradients(of: PreferenceTraining, step: int = 0) -> dict[str, torch.Tensor]:
+    for loss, _ in of.parts(step):
+        loss.backward()
+    return {n: p.grad.clone() for n, p in named(of.policy).items() if p.grad is not None}
+
+
+def stage(of: PreferenceTraining, directory: Path) -> Stage:
+    how = of.recipe
+    return Stage(
+        name=how.name, directory=directory, modules=of.policy.modules, loss=of.parts,
+        steps=how.steps, learning_rate=how.learning_rate, warmup=how.warmup, ema_decay=0.9,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("conditioning", ["none", "user"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_is_the_objective_of_its_samples(
+    objective: Objective, conditioning: Conditioning
+) -> None:
+    run = training(recipe(objective, conditioning), awake=True)
+    found = gradients(run)
+    samples, choices, policy = run.samples(0, range(8)), run.choices, run.policy
+    for parameter in named(policy).values():
+        parameter.grad = None
+
+    schedule = DDPMScheduler.from_config(policy.backbone.scheduler_config)
+    places = samples.pictures.shape[1]
+    assert places == (2 if objective in ("dpo", "rpo") else 1)
+    m, r = [], []
+    for i in range(8):
+        for place in range(places):
+            z = torch.from_numpy(choices.latents[samples.pictures[i, place]])[None].double()
+            noise, t = samples.noise[i : i + 1].double(), samples.t[i : i + 1]
+            noisy = schedule.add_noise(z, noise, t)
+            target = (
+                schedule.get_velocity(z, noise, t)
+                if schedule.config.prediction_type == "v_prediction"
+                else noise
+            )
+            text = policy.backbone.encode(PROMPTS[samples.prompt[i]])["states"]
+            unet = policy.backbone.denoiser
+            with policy.policy(samples.embedding[i : i + 1].double()):
+                m.append((unet(noisy, t, text).sample - target).square().mean())
+            with torch.no_grad(), policy.reference():
+                r.append((unet(noisy, t, text).sample - target).square().mean())
+    errors = [torch.stack(x).view(8, places) for x in (m, r)]
+    how = run.recipe
+    if objective == "sft":
+        loss = sft_loss(errors[0][:, 0])
+    elif objective == "kto":
+        loss = kto_loss(errors[0][:, 0], errors[1][:, 0], samples.liked, beta=how.beta)
+    elif objective == "dpo":
+        loss = dpo_loss(*errors[0].T, *errors[1].T, beta=how.beta)
+    else:
+        distance = choices.distance(samples.pair).double()
+        loss = rpo_loss(*errors[0].T, *errors[1].T, distance, beta=how.beta, tau=how.tau)
+    loss.value.backward()
+    assert any(g.abs().max() > 1e-6 for g in found.values())
+    for name, gradient in found.items():
+        expected = named(policy)[name].grad
+        assert expected is not None
+        torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_size_of_a_forward_changes_nothing(objective: Objective) -> None:
+    whole = gradients(training(recipe(objective, "user"), awake=True))
+    parted = gradients(training(recipe(objective, "user", micro_batch=2), awake=True))
+    for name in whole:
+        torch.testing.assert_close(whole[name], parted[name], atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("conditioning", ["none", "user"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_improves_on_the_base(
+    objective: Objective, conditioning: Conditioning, tmp_path: Path
+) -> None:
+    run = training(recipe(objective, conditioning, steps=60))
+    gains = [gain for gain, _ in run.evaluated(10)]
+    assert gains == pytest.approx([0.0] * 10, abs=1e-9)  # a new adapter is the base
+    assert stage(run, tmp_path).run()
+    backbone = run.policy.backbone
+    run.choices = planted_choices(backbone, seed=1)  # type: ignore[arg-type]  # fresh choices
+    _, low, _ = bootstrap_mean(np.array([gain for gain, _ in run.evaluated(20)]))
+    assert low > 0
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("conditioning", ["none", "user"])
+def test_the_reference_stays_the_base(weights: Weights, conditioning: Conditioning) -> None:
+    run = training(recipe("dpo", conditioning, weights=weights))
+    policy, denoiser = run.policy, run.policy.backbone.denoiser
+    assert ("adapter" in policy.modules) == (conditioning == "user")
+    x, t = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.tensor([10, 900])
+    text = torch.from_numpy(run.choices.text["states"][:2]).double()
+
+    def predicted() -> torch.Tensor:
+        with torch.no_grad():
+            return policy.backbone.denoise(x, t, {"states": text})
+
+    with policy.reference():
+        before = predicted()
+    optimizer = torch.optim.SGD(named(policy).values(), 1.0)
+    for step in range(3):
+        for loss, _ in run.parts(step):
+            loss.backward()
+        optimizer.step()
+    with policy.reference():
+        assert torch.equal(predicted(), before)
+    assert policy.backbone.denoiser is denoiser
+    with policy.policy(torch.ones(2, 1, DIM, dtype=torch.float64)):
+        assert not torch.allclose(predicted(), before)
+
+
+def test_a_dropped_user_on_a_frozen_backbone_has_gradient_exactly_zero() -> None:
+    run = training(recipe("dpo", "user"), awake=True)
+    run.choices.readings[:] = 0
+    found = gradients(run)
+    assert found and not any(g.any() for g in found.values())
+
+
+def test_checkpointed_gradients_are_the_same() -> None:
+    plain = gradients(training(recipe("dpo", "user"), awake=True))
+    saving = training(recipe("dpo", "user"), awake=True)
+    saving.policy.backbone.denoiser.train()
+    saving.policy.backbone.denoiser.enable_gradient_checkpointing()
+    for name, gradient in gradients(saving).items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-12, rtol=1e-9)
+
+
+def test_samples_depend_on_seed_step_and_index_alone() -> None:
+    run = training(recipe("kto", "user", empty_prompts=0.5, embedding_noise=0.3))
+    whole, part = run.samples(7, range(8)), run.samples(7, range(3, 5))
+    assert np.array_equal(whole.pair[3:5], part.pair)
+    assert np.array_equal(whole.prompt[3:5], part.prompt)
+    for name in ("t", "noise", "embedding", "liked"):
+        assert torch.equal(getattr(whole, name)[3:5], getattr(part, name))
+    assert (
+        len(set(run.samples(7, range(8)).t.tolist()) | set(run.samples(8, range(8)).t.tolist()))
+        > 10
+    )
+
+
+def test_an_epoch_shows_every_pair_once() -> None:
+    run = training(recipe("dpo", "user", batch=40))
+    seen = np.concatenate([run.samples(step, range(40)).pair for step in range(10)])
+    assert sorted(seen) == list(range(len(run.choices)))
+
+
+def test_nobody_learns_a_choice_by_having_read_it() -> None:
+    choices = planted_choices(planted_backbone())
+    own = np.flatnonzero(choices.reading_user == choices.user[0])
+    choices.read_in[0] = own[1]
+    rng = np.random.default_rng(0)
+    seen = np.stack([choices.embedding(0, rng) for _ in range(60)])
+    assert not (seen == choices.readings[own[1]]).all((1, 2)).any()
+    assert {tuple(e[0]) for e in seen} == {tuple(choices.readings[k, 0]) for k in (own[0], own[2])}
+
+
+def test_a_choice_set_survives_the_disk(tmp_path: Path) -> None:
+    choices = planted_choices(planted_backbone())
+    choices.save(tmp_path)
+    loaded = type(choices).load(tmp_path)
+    pairs = np.array([4, 9])
+    assert torch.equal(choices.distance(pairs), loaded.distance(pairs))
+    assert torch.equal(
+        choices.latent(choices.preferred[pairs]), loaded.latent(loaded.preferred[pairs])
+    )
+    for a, b in zip(
+        choices.states(np.array([0, -1])).values(),
+        loaded.states(np.array([0, -1])).values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    assert loaded.known is None and loaded.users == choices.users
+
+
+def test_every_recipe_is_whole() -> None:
+    for name, make in RECIPES.items():
+        made = make()
+        assert made.conditioning == ("user" if name.endswith("ppd") else "none"), name
+        assert name.startswith("studio") or made.bf16

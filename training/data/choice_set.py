@@ -1,0 +1,140 @@
+"""What every objective trains on: choices with all that is expensive computed once.
+
+P pairs of U users over M pictures and Q prompts, R readings of users. Pictures are latents, prompts
+are text states, users are readings through the release's transform; on disk a directory of plain
+arrays, so that a set larger than memory is mapped, not loaded (``save``/``load``).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float32]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChoiceSet:
+    """``text`` has one more entry than there are prompts: the empty prompt, last.
+
+    ``readings`` ``[R, rows, dim]`` are embeddings, ``reading_pairs`` how many pairs each has read.
+    ``read_in`` is the reading that saw a pair, or -1: nobody learns a choice by having read it.
+    ``known`` ``[U, rows, dim]``: where there is one, the embedding an all-knowing reader would give.
+    ``prompt_features`` ``[Q, F]`` and ``picture_features`` ``[M, F]`` (unit length) are what RPO
+    measures nearness in; ``weight`` are SmPO's.
+    """
+
+    user: Index
+    prompt: Index
+    preferred: Index
+    rejected: Index
+    read_in: Index
+    latents: NDArray[np.floating]
+    text: dict[str, NDArray[np.floating]]
+    readings: Array
+    reading_user: Index
+    reading_pairs: Index
+    known: Array | None = None
+    prompt_features: Array | None = None
+    picture_features: Array | None = None
+    weight: Array | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    _readings_of: dict[int, Index] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        order = np.argsort(self.reading_user, kind="stable")
+        users, starts = np.unique(self.reading_user[order], return_index=True)
+        self._readings_of.update(
+            zip(users.tolist(), np.split(order, starts[1:]), strict=True) if len(users) else ()
+        )
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @property
+    def users(self) -> int:
+        return len(np.unique(self.user))
+
+    @property
+    def embedding_shape(self) -> tuple[int, int]:
+        return self.readings.shape[1], self.readings.shape[2]
+
+    def embedding(self, pair: int, rng: np.random.Generator, *, pooled: int = 1) -> Array:
+        """The user of ``pair`` as ``pooled`` of their readings see them, ``[rows, dim]``: mean by
+        pairs, of readings that did not see this pair; zero for a user with none."""
+        own = self._readings_of.get(int(self.user[pair]), np.zeros(0, np.int64))
+        own = own[own != self.read_in[pair]]
+        if not len(own):
+            return np.zeros(self.embedding_shape, np.float32)
+        chosen = rng.choice(own, min(pooled, len(own)), replace=False)
+        weight = self.reading_pairs[chosen].astype(np.float32)
+        mean = np.tensordot(weight / weight.sum(), self.readings[chosen], 1)
+        return np.asarray(mean, np.float32)
+
+    def latent(self, pictures: Index) -> Tensor:
+        """``[B, C, h, w]`` float32."""
+        return torch.from_numpy(np.asarray(self.latents[pictures], np.float32))
+
+    def states(self, prompts: Index) -> dict[str, Tensor]:
+        """Text of prompts; -1 is the empty prompt."""
+        return {k: torch.from_numpy(np.asarray(v[prompts])) for k, v in self.text.items()}
+
+    def distance(self, pairs: Index) -> Tensor:
+        """RPO's ``D_ij = 1 - cos``, winner i with its prompt to loser j with its own, ``[B, B]``."""
+        if self.prompt_features is None or self.picture_features is None:
+            raise ValueError("objective: rpo needs a choice set prepared with features")
+        prompt = self.prompt_features[self.prompt[pairs]]
+        w = self.picture_features[self.preferred[pairs]]
+        x = self.picture_features[self.rejected[pairs]]
+        cosine = (prompt @ prompt.T + w @ x.T) / 2
+        return torch.from_numpy(1 - cosine.astype(np.float32))
+
+    def likes(self, *, by_user: bool) -> tuple[Index, Index]:
+        """KTO's single pictures, as (pair, side) turned into two lists of pairs: those whose
+        *preferred* side counts as liked, and those whose *rejected* side was never preferred.
+
+        ``by_user``: only the same user's choices make a picture liked; else anybody's.
+        """
+        scope = self.user if by_user else np.zeros_like(self.user)
+        width = int(max(self.preferred.max(), self.rejected.max())) + 1
+        liked = np.unique(scope * width + self.preferred)
+        never = ~np.isin(scope * width + self.rejected, liked)
+        _, first = np.unique(scope * width + self.preferred, return_index=True)
+        return np.sort(first), np.flatnonzero(never)
+
+    def save(self, directory: Path) -> None:
+        """Write the arrays beside those already there (``prepare`` streams the large ones)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            if (value := getattr(self, name)) is not None:
+                np.save(directory / f"{name}.npy", value)
+        for key, value in self.text.items():
+            np.save(directory / f"text-{key}.npy", value)
+        (directory / "about.json").write_text(json.dumps(self.about, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> ChoiceSet:
+        """A saved set; the large arrays stay on disk. FileNotFoundError if there is none."""
+        found: dict[str, Any] = {"about": json.loads((directory / "about.json").read_text())}
+        for name in _ARRAYS:
+            if (path := directory / f"{name}.npy").exists():
+                found[name] = np.load(path, mmap_mode="r" if name == "latents" else None)
+        found["text"] = {
+            path.stem.removeprefix("text-"): np.load(path, mmap_mode="r")
+            for path in sorted(directory.glob("text-*.npy"))
+        }
+        return cls(**found)
+
+
+_ARRAYS = (
+    "user", "prompt", "preferred", "rejected", "read_in", "latents", "readings", "reading_user",
+    "reading_pairs", "known", "prompt_features", "picture_features", "weight",
+)  # fmt: skip
