@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 _Z95 = 1.959963984540054
+_DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its 95 % interval."""
+    """A share with its 95 % interval. ``count``: comparisons."""
 
     value: float
     low: float
@@ -23,6 +25,20 @@ class Rate:
         return (
             f"{100 * self.value:.1f} % ({100 * self.low:.1f}–{100 * self.high:.1f}, n={self.count})"
         )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One share less another, with its 95 % interval. ``count``: comparisons of either."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        value, low, high = (100 * x for x in (self.value, self.low, self.high))
+        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f}, n={self.count})"
 
 
 def wilson(wins: float, count: int) -> Rate:
@@ -42,10 +58,88 @@ def win_rate(ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> Rate:
 
 
 def bootstrap_mean(
-    values: NDArray[np.floating], *, draws: int = 2000, seed: int = 0
+    values: NDArray[np.floating], *, draws: int = _DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean over users with its 95 % percentile interval; ``values`` has one entry per user."""
     rng = np.random.default_rng(seed)
     means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
+
+
+def clustered_rate(
+    wins: ArrayLike, users: ArrayLike, *, draws: int = _DRAWS, seed: int = 0
+) -> Rate:
+    """Share of ``wins`` ``[n]`` (1, 0, or ½ for a tie) when users ``[n]`` compared several times.
+
+    Whole users are drawn again, with all their comparisons: a percentile interval. Where all users
+    agree there is nothing to draw, and each counts as one trial of Wilson's.
+    """
+    won, counts = _per_user(wins, users)
+    if np.ptp(won / counts) == 0:
+        one_each = wilson(float((won / counts).sum()), len(counts))
+        return Rate(one_each.value, one_each.low, one_each.high, int(counts.sum()))
+    value, low, high = _bootstrap(
+        lambda drawn: won[drawn].sum(-1) / counts[drawn].sum(-1), len(counts), draws, seed
+    )
+    return Rate(value, low, high, int(counts.sum()))
+
+
+def paired_difference(
+    ours: ArrayLike, theirs: ArrayLike, users: ArrayLike, *, draws: int = _DRAWS, seed: int = 0
+) -> Difference:
+    """Share of wins of ``ours`` less that of ``theirs``, both ``[n]`` over the same comparisons.
+
+    The pairing counts: a comparison that both win says nothing, and widens nothing.
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"theirs: {b.shape} for {a.shape} of ours")
+    gained, counts = _per_user(a - b, users)
+    value, low, high = _bootstrap(
+        lambda drawn: gained[drawn].sum(-1) / counts[drawn].sum(-1), len(counts), draws, seed
+    )
+    return Difference(value, low, high, int(counts.sum()))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    """Rank correlation along the last axis: ``[..., n]`` and ``[..., n]`` -> ``[...]``.
+
+    Ties share their mean rank. NaN where one side is constant: it has no order to agree with.
+    """
+    a, b = (_ranks(np.asarray(v, np.float64)) for v in (x, y))
+    a, b = (v - v.mean(-1, keepdims=True) for v in (a, b))
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(-1) / scale)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks along the last axis: how many are smaller, and half of the equal ones."""
+    smaller = (values[..., None, :] < values[..., :, None]).sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return np.asarray(smaller + (equal - 1) / 2, np.float64)
+
+
+def _per_user(
+    values: ArrayLike, users: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums and counts of every user's ``values``."""
+    worth, who = np.asarray(values, np.float64), np.asarray(users)
+    if worth.shape != who.shape or worth.ndim != 1 or not len(worth):
+        raise ValueError(f"users: {who.shape} for {worth.shape} comparisons")
+    _, index = np.unique(who, return_inverse=True)
+    totals = np.bincount(index, worth).astype(np.float64)
+    return totals, np.bincount(index).astype(np.float64)
+
+
+def _bootstrap(
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    users: int,
+    draws: int,
+    seed: int,
+) -> tuple[float, float, float]:
+    """``statistic`` of everybody, and its 95 % percentiles over users drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    low, high = np.percentile(statistic(rng.integers(users, size=(draws, users))), [2.5, 97.5])
+    return float(statistic(np.arange(users))), float(low), float(high)
