@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.evaluate.statistics import (
@@ -34,6 +34,7 @@ def test_wilson_against_published_values(wins: int, count: int, low: float, high
     assert (rate.low, rate.high) == pytest.approx((low, high), abs=1e-4)
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.integers(1, 3000), st.floats(0, 1))
 def test_wilson_stays_in_range_and_is_symmetric(count: int, share: float) -> None:
     wins = round(share * count)
@@ -160,6 +161,7 @@ def test_spearman_against_a_published_example() -> None:
     assert float(spearman(iq, hours)) == pytest.approx(-29 / 165)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=12
