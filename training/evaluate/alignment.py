@@ -1,0 +1,74 @@
+"""Style alignment, Diffusion-RPO's measure (arXiv 2406.06382): how near pictures come to a style.
+
+The distance between a set of pictures and a style's set is Fréchet's between the two normal
+distributions of their features: ``|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½)``. With the features of
+Inception that is FID; here any will do, CLIP's image tower is the usual choice
+(``ClipScorer.features``), and distances by different features never compare.
+
+With few pictures it is too large, by an excess that doubles as their number halves, and
+covariances of fewer pictures than features are flat. So both sets are cut to one size, and
+``floor`` says what the style's own pictures score against each other at that size: no picture set
+can be expected below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+Array = NDArray[np.float64]
+Features = Callable[[Sequence[Image]], NDArray[np.floating]]  # pictures -> [N, dim]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """``distance`` of pictures to a style, and of the style to itself, at ``count`` pictures."""
+
+    distance: float
+    floor: float
+    count: int
+
+
+def style_alignment(
+    features: Features, pictures: Sequence[Image], style: Sequence[Image], *, seed: int = 0
+) -> Alignment:
+    """``pictures`` against ``style``; lower is nearer. ValueError with too few of either."""
+    if len(pictures) < 2 or len(style) < 4:
+        raise ValueError(f"style: {len(style)} of 4, or pictures: {len(pictures)} of 2")
+    drawn, target = (np.asarray(features(p), np.float64) for p in (pictures, style))
+    rng = np.random.default_rng(seed)
+    drawn, target = rng.permutation(drawn), rng.permutation(target)
+    count = min(len(drawn), len(target) // 2)
+    first, second = target[:count], target[count : 2 * count]
+    return Alignment(frechet(drawn[:count], first), frechet(second, first), count)
+
+
+def frechet(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Between two sets of features ``[N, dim]`` and ``[M, dim]``, at least two of each."""
+    (mean_a, cov_a), (mean_b, cov_b) = (
+        (x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], x.shape[1]))
+        for x in (np.asarray(first, np.float64), np.asarray(second, np.float64))
+    )
+    return frechet_of_normals(mean_a, cov_a, mean_b, cov_b)
+
+
+def frechet_of_normals(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    """Between two normal distributions, means ``[dim]`` and covariances ``[dim, dim]``.
+
+    ``(Σ₁Σ₂)^½`` is no symmetric matrix, but it has the trace of ``(Σ₁^½ Σ₂ Σ₁^½)^½``, which is:
+    eigenvalues are real, and those that rounding pushed below zero are zero.
+    """
+    root = _root(cov_a)
+    inner = root @ cov_b @ root
+    shared = np.sqrt(np.clip(np.linalg.eigvalsh((inner + inner.T) / 2), 0, None)).sum()
+    apart = ((mean_a - mean_b) ** 2).sum()
+    return float(max(apart + np.trace(cov_a) + np.trace(cov_b) - 2 * shared, 0.0))
+
+
+def _root(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    return np.asarray((vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
