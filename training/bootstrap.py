@@ -21,20 +21,26 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.numpy import save_file
 from transformers import AutoProcessor, CLIPTextModel, Idefics3ForConditionalGeneration
 
+from ppd_serve.diffusion.backbone import Backbone, load_backbone
 from ppd_serve.diffusion.request import Defaults
-from ppd_serve.diffusion.user_attention import UserAdapter
-from ppd_serve.preferences.encoder import CHUNK, embedding_space
+from ppd_serve.preferences.encoder import embedding_space
 from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
 from ppd_serve.release import Manifest, Source, load_release, write_release
-from training import autoencoder, base, preference, vlm
+from training import autoencoder, base, vlm
 from training.budget import Budget
+from training.data.audience import Audience, read_people, taste_to_embedding
+from training.data.choice_set import ChoiceSet
 from training.data.fingerprint import FROZEN
-from training.data.pool import PairSampler, Pool, load_pool
+from training.data.pool import Pool, load_pool
+from training.data.studio import assemble, caption_text
 from training.data.users import people
 from training.data.world import CAPTIONS, SIDE
+from training.evaluate.implicit import implicit_accuracy
 from training.evaluate.run import CONTROLS, POPULATION, evaluate, markdown, write_report
-from training.preference import Audience, Picture
+from training.policy import Policy
+from training.recipes import Recipe, studio_dpo, studio_ppd
 from training.stage import Metrics, Stage
+from training.train import PreferenceTraining, stage_of
 
 
 class OutOfTime(Exception):
@@ -215,27 +221,10 @@ class Bootstrap:
         pool_name = "train" if split == "train" else "dev"
 
         def make(draft: Path) -> None:
-            reader, pool = self.reader(self.vlm(), pool_name), self.pool(pool_name)
-            tastes, rng = people(split, count), np.random.default_rng(11)
-            sampler = PairSampler(pool)
-            pairs = np.where(
-                rng.random((count, readings)) < 0.75, CHUNK, rng.integers(1, 4, (count, readings))
-            )
-            states = np.zeros(
-                (count, readings, reader.model.config.text_config.hidden_size), np.float32
-            )
-            for reading in range(readings):
-                preferred, rejected = sampler.draw(tastes, CHUNK, rng)
-                for size in range(1, CHUNK + 1):
-                    who = np.flatnonzero(pairs[:, reading] == size)
-                    for part in np.array_split(who, max(1, len(who) // 64)):
-                        if len(part):
-                            w, x = preferred[part, :size], rejected[part, :size]
-                            with torch.no_grad():
-                                state, _ = reader.states(pool.captions[w], w, x)
-                            states[part, reading] = state.cpu().numpy()
+            reader = self.reader(self.vlm(), pool_name)
+            audience = read_people(reader, self.pool(pool_name), people(split, count), readings)
             with draft.open("wb") as file:
-                np.savez(file, states=states, pairs=pairs)
+                np.savez(file, states=audience.states, pairs=audience.pairs)
 
         stored = np.load(self.once(f"readings-{split}.npz", make))
         if stored["pairs"].shape != (count, readings):
@@ -251,35 +240,55 @@ class Bootstrap:
 
     # --- adapter ------------------------------------------------------------------------------
 
-    def picture(self, text: CLIPTextModel, name: str = "train") -> Picture:
-        latents = self.latents(name) / self.latents().std()
-        return Picture(latents, caption_states(text), self.pool(name))
-
-    def adapter(self, *, population: bool = False) -> Path:
-        name = "population" if population else "adapter"
+    def backbone(self) -> Backbone:
+        """The base as it ships but for the decoder, which no training of the adapter looks at."""
 
         def make(draft: Path) -> None:
             unet, text = self.base()
-            unet.to(self.device)
-            transform = self.transform()
-            adapter = UserAdapter.for_unet(unet, transform.matrix.shape[-1])
-            steps = self.budget.population_steps if population else self.budget.adapter_steps
-            unseen, audience = self.picture(text, "dev"), self.audience("dev", 300, 3)
+            vae = self.vae_core()
+            vae.register_to_config(scaling_factor=float(1 / self.latents().std()))
+            base.save_backbone(draft, vae, text, base.new_tokenizer(), unet)
+
+        return load_backbone(self.once("backbone", make), self.device)
+
+    def choices(self, split: str, backbone: Backbone) -> ChoiceSet:
+        train = split == "train"
+        people, readings = (self.budget.people, self.budget.readings) if train else (300, 3)
+        return assemble(
+            self.pool(split), self.latents(split) / self.latents().std(), caption_text(backbone),
+            self.audience(split, people, readings), self.transform(), self.features(split),
+        )  # fmt: skip
+
+    def training(self, recipe: Recipe, split: str = "train") -> PreferenceTraining:
+        backbone = self.backbone()
+        choices = self.choices(split, backbone)
+        policy = Policy(
+            backbone, weights=recipe.weights, conditioning=recipe.conditioning,
+            embedding_shape=choices.embedding_shape, seed=self.seed,
+        )  # fmt: skip
+        return PreferenceTraining(recipe, choices, policy)
+
+    def adapter(self, *, population: bool = False) -> Path:
+        name = "population" if population else "adapter"
+        steps = self.budget.population_steps if population else self.budget.adapter_steps
+        recipe = (studio_dpo() if population else studio_ppd()).model_copy(
+            update={"steps": steps, "batch": self.budget.adapter_batch, "seed": self.seed,
+                    "bf16": self.bf16}
+        )  # fmt: skip
+
+        def make(draft: Path) -> None:
+            run = self.training(recipe)
+            unseen = PreferenceTraining(
+                _judging(recipe), self.choices("dev", run.policy.backbone), run.policy
+            )
 
             def peek(_: int) -> Metrics:
-                right = preference.implicit_accuracy(
-                    unet, adapter, unseen, audience, transform, pairs=256
-                )
-                return {"dev_accuracy": right}
+                return {"dev_accuracy": implicit_accuracy(unseen, pairs=256).value}
 
-            self.train(preference.preference_stage(
-                name, unet, adapter, self.picture(text),
-                self.audience("train", self.budget.people, self.budget.readings), transform,
-                self.work, steps=steps, batch=self.budget.adapter_batch, seed=self.seed,
-                bf16=self.bf16, peek=None if population else peek,
-                population=torch.ones(1, transform.matrix.shape[-1]) if population else None,
-            ))  # fmt: skip
-            adapter.half().save(draft)
+            stage = stage_of(run, name, self.work)
+            stage.peek, stage.peek_every = peek, 200
+            self.train(stage)
+            run.policy.save_adapter(draft, torch.float16)
 
         return self.once(f"{name}.safetensors", make)
 
@@ -287,16 +296,16 @@ class Bootstrap:
         """Implicit accuracy on dev people's choices from one reading each (issue #2's gate)."""
 
         def make(draft: Path) -> None:
-            unet, text = self.base()
-            adapter = UserAdapter.load(self.adapter(), unet.to(self.device))
+            adapter = self.adapter()
             self.or_later("gate")
+            run = self.training(_judging(studio_ppd()), "dev")
+            run.policy.load_adapter(adapter)
             found = {
-                f"implicit_accuracy_{draws}_draws": preference.implicit_accuracy(
-                    unet, adapter, self.picture(text, "dev"), self.audience("dev", 300, 3),
-                    self.transform(), pairs=self.budget.gate_pairs, draws=draws,
-                )
+                f"implicit_accuracy_{draws}_draws": implicit_accuracy(
+                    run, pairs=self.budget.gate_pairs, draws=draws
+                ).value
                 for draws in (1, 8)
-            }  # fmt: skip
+            }
             draft.write_text(json.dumps(found))
 
         return json.loads(self.once("gate.json", make).read_text())
@@ -365,7 +374,7 @@ class Bootstrap:
     def controls(self) -> dict[str, np.ndarray]:
         """What only the evaluation needs: where a taste known exactly would lie in the space."""
         audience = self.audience("train", self.budget.people, self.budget.readings)
-        return {"taste_to_embedding": preference.taste_to_embedding(audience, self.transform())}
+        return {"taste_to_embedding": taste_to_embedding(audience, self.transform())}
 
 
 def load(model: Any, path: Path) -> Any:
@@ -373,8 +382,6 @@ def load(model: Any, path: Path) -> Any:
     return model.from_pretrained(path).float().eval()
 
 
-@torch.no_grad()
-def caption_states(text: CLIPTextModel) -> torch.Tensor:
-    """Text states of every caption, ``[captions, tokens, width]``."""
-    ids = base.tokenize(base.new_tokenizer(), [str(c) for c in CAPTIONS])
-    return text(input_ids=ids).last_hidden_state
+def _judging(recipe: Recipe) -> Recipe:
+    """The same objective on plain VLM readings, as users come."""
+    return recipe.model_copy(update={"batch": 32, "embedding_noise": 0.0, "known_until": None})

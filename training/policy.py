@@ -113,17 +113,30 @@ class Policy:
             if self.weights == "lora":
                 trained.enable_adapters()
 
+    def save_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
+        """The user branch as an IP-Adapter file. A constant is folded in: there, it is all ones."""
+        assert self.adapter is not None
+        adapter = copy.deepcopy(self.adapter)
+        if self.constant is not None:
+            with torch.no_grad():
+                adapter.projection.proj.weight.mul_(self.constant.value)
+        adapter.to(dtype).save(path)
+
+    @torch.no_grad()
+    def load_adapter(self, path: Path) -> None:
+        """Go on from a saved user branch of the same shape."""
+        assert self.adapter is not None
+        saved = UserAdapter.load(path, copy.deepcopy(self.backbone.denoiser))
+        self.adapter.load_state_dict(saved.state_dict())
+        if self.constant is not None:
+            self.constant.value.fill_(1.0)
+
     def save(self, directory: Path) -> None:
         """What was trained, as others read it: an IP-Adapter file, a diffusers LoRA, a denoiser."""
         directory.mkdir(parents=True, exist_ok=True)
-        if self.adapter is not None:
-            adapter = self.adapter
-            if self.constant is not None:  # in the file, the constant is an embedding of ones
-                adapter = copy.deepcopy(adapter)
-                with torch.no_grad():
-                    adapter.projection.proj.weight.mul_(self.constant.value)
-            adapter.save(directory / "ip_adapter.safetensors")
         denoiser: Any = self.backbone.denoiser
+        if self.adapter is not None:
+            self.save_adapter(directory / "ip_adapter.safetensors")
         if self.weights == "lora":
             denoiser.save_lora_adapter(directory, safe_serialization=True)
         if self.weights == "full":

@@ -13,9 +13,10 @@ the preferred and 1 the rejected of a pair, 0 alone where the objective looks at
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from training.data.choice_set import ChoiceSet, Index
 from training.objectives import Loss, dpo_loss, kto_loss, rpo_loss, sdpo_scale, sft_loss
 from training.policy import Policy
 from training.recipes import Recipe
-from training.stage import Draws, Metrics
+from training.stage import Draws, Metrics, Stage
 
 
 @dataclass(frozen=True)
@@ -284,8 +285,19 @@ class PreferenceTraining:
         return found
 
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16) if recipe.bf16 else nullcontext()
+def stage_of(run: PreferenceTraining, name: str, directory: Path) -> Stage:
+    """The run as the loop takes it."""
+    how = run.recipe
+    if how.gradient_checkpointing:
+        denoiser: Any = run.policy.backbone.denoiser
+        denoiser.train()  # diffusers recomputes in training mode only
+        denoiser.enable_gradient_checkpointing()
+    return Stage(
+        name=name, directory=directory, modules=run.policy.modules, loss=run.parts,
+        steps=how.steps, learning_rate=how.learning_rate, seed=how.seed, optimizer=how.optimizer,
+        weight_decay=how.weight_decay, betas=how.betas, ema_decay=how.ema_decay, clip=how.clip,
+        warmup=how.warmup, hold=how.hold, bf16=how.bf16,
+    )  # fmt: skip
 
 
 def _plain(loss: Loss) -> Metrics:

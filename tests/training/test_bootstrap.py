@@ -21,11 +21,11 @@ from training.__main__ import TO_BE_CONTINUED, app
 from training.bootstrap import Bootstrap
 from training.budget import BUDGETS
 from training.carry import pack, unpack
+from training.data.audience import Audience
 from training.data.pool import PairSampler, Pool, png
 from training.data.users import Tastes, people
 from training.data.world import AXES, CAPTIONS
 from training.evaluate.run import sweep_scales
-from training.preference import Audience
 from training.stage import Stage
 
 pytestmark = pytest.mark.slow

@@ -27,7 +27,7 @@ class ChoiceSet:
 
     ``readings`` ``[R, rows, dim]`` are embeddings, ``reading_pairs`` how many pairs each has read.
     ``read_in`` is the reading that saw a pair, or -1: nobody learns a choice by having read it.
-    ``known`` ``[U, rows, dim]``: where there is one, the embedding an all-knowing reader would give.
+    ``known`` ``[U, rows, dim]``: if there is one, the embedding an all-knowing reader would give.
     ``prompt_features`` ``[Q, F]`` and ``picture_features`` ``[M, F]`` (unit length) are what RPO
     measures nearness in; ``weight`` are SmPO's.
     """
@@ -88,7 +88,7 @@ class ChoiceSet:
         return {k: torch.from_numpy(np.asarray(v[prompts])) for k, v in self.text.items()}
 
     def distance(self, pairs: Index) -> Tensor:
-        """RPO's ``D_ij = 1 - cos``, winner i with its prompt to loser j with its own, ``[B, B]``."""
+        """RPO's ``D_ij = 1 - cos``, winner i with its prompt to loser j with its own: [B, B]."""
         if self.prompt_features is None or self.picture_features is None:
             raise ValueError("objective: rpo needs a choice set prepared with features")
         prompt = self.prompt_features[self.prompt[pairs]]

@@ -16,6 +16,7 @@ from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
 from training.contact_sheet import Row, grid, stack
+from training.data.audience import taste_features
 from training.data.fingerprint import FROZEN, fingerprint
 from training.data.pool import load_pool
 from training.data.world import CAPTIONS
@@ -33,7 +34,6 @@ from training.evaluate.studio import (
     new_panel,
     requests,
 )
-from training.preference import taste_features
 
 POOL_SIZE = 2000
 CONTROLS = "controls.safetensors"  # where a taste known exactly lies in the embedding space
