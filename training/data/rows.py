@@ -1,12 +1,15 @@
-"""One row type for every source of choices: the column names of Pick-a-Pic v2 (arXiv 2305.01569).
+"""Choices in a file, under the column names of Pick-a-Pic v2 (arXiv 2305.01569); and the studio's.
 
 A row is two pictures of one caption and who won: ``label_0`` and ``label_1`` are 1 and 0, or 0.5
-twice for a tie. ``jpg_0`` holds any encoded picture, whatever its name says.
+twice for a tie. ``jpg_0`` holds any encoded picture, whatever its name says. Training takes
+``choices.Choice`` from every source; the studio's people give both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -14,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppd_serve.preferences.pairs import Pair
+from training.data.choices import Choice
 from training.data.pool import Pool, png
 from training.data.world import CAPTIONS
+
+_ENCODED = 4096  # pictures of the studio kept encoded, about 25 KB each
+_ROW_GROUP = 100
 
 
 class Row(TypedDict):
@@ -56,6 +63,28 @@ def studio_rows(
         )
 
 
+def studio_choices(
+    pool: Pool,
+    preferred: NDArray[np.int64],
+    rejected: NDArray[np.int64],
+    *,
+    name: str = "train",
+) -> Iterator[Choice]:
+    """The same choices ``[people, n]`` as training takes them. ``name`` says which people and
+    pictures these are, so that those of another pool are never taken for them."""
+    encoded = lru_cache(_ENCODED)(lambda index: png(pool.images[index]))
+    for user, k in np.ndindex(*preferred.shape):
+        w, x = int(preferred[user, k]), int(rejected[user, k])
+        yield Choice(
+            user=f"studio-{name}-{user}",
+            prompt=str(CAPTIONS[pool.captions[w]]),
+            preferred=encoded(w),
+            rejected=encoded(x),
+            preferred_id=f"studio-{name}-{w}",
+            rejected_id=f"studio-{name}-{x}",
+        )
+
+
 def pair_of(row: Row) -> Pair | None:
     """The choice that a row tells of; nothing for a tie, a missing label or twice the same."""
     if not (row["has_label"] and row["are_different"]) or row["label_0"] == row["label_1"]:
@@ -70,9 +99,15 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([dict(row) for row in rows])
-    pq.write_table(table, path)
-    return int(table.num_rows)
+    rows, count = iter(rows), 0
+    table = pa.Table.from_pylist([dict(row) for row in islice(rows, _ROW_GROUP)])
+    with pq.ParquetWriter(path, table.schema) as writer:
+        while table.num_rows:
+            writer.write_table(table)
+            count += table.num_rows
+            some = [dict(row) for row in islice(rows, _ROW_GROUP)]
+            table = pa.Table.from_pylist(some, schema=table.schema)
+    return count
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -1,0 +1,63 @@
+"""AI feedback: pairs labelled anew by a scorer (Diffusion-DPO, arXiv 2311.12908)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from training.data.choices import Choice, Skipped
+
+_PAIRS_AT_ONCE = 16
+
+
+class Scorer(Protocol):
+    """How well each picture (RGB) serves its prompt: ``N`` of both -> ``[N]``, more is better."""
+
+    def __call__(self, prompts: list[str], pictures: list[Image.Image], /) -> ArrayLike: ...
+
+
+def relabel(choices: Iterable[Choice], scorer: Scorer, skipped: Skipped) -> Iterator[Choice]:
+    """The same pairs, in which the picture with the higher score is the preferred one.
+
+    Equal scores are ties and those that are not numbers tell nothing: both are counted and left
+    out. Raises ``ValueError`` when the scorer does not give one score for each picture.
+    """
+    choices = iter(choices)
+    while some := list(islice(choices, _PAIRS_AT_ONCE)):
+        prompts = [choice.prompt for choice in some for _ in range(2)]
+        pictures = [rgb(data) for choice in some for data in (choice.preferred, choice.rejected)]
+        scores = np.asarray(scorer(prompts, pictures), np.float64)
+        if scores.shape != (len(pictures),):
+            raise ValueError(f"scorer: {len(pictures)} pictures got scores {list(scores.shape)}")
+        for choice, (w, x) in zip(some, scores.reshape(-1, 2), strict=True):
+            if np.isnan(w) or np.isnan(x):
+                skipped.reasons["no score"] += 1
+            elif w == x:
+                skipped.reasons["tie"] += 1
+            else:
+                skipped.kept += 1
+                yield choice if w > x else turned(choice)
+
+
+def turned(choice: Choice) -> Choice:
+    """The same two pictures, the other one preferred."""
+    return replace(
+        choice,
+        preferred=choice.rejected,
+        rejected=choice.preferred,
+        preferred_id=choice.rejected_id,
+        rejected_id=choice.preferred_id,
+    )
+
+
+def rgb(data: bytes) -> Image.Image:
+    """Decoded pixels of a checked picture."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
