@@ -179,10 +179,12 @@ def test_at_most_so_many_pairs_of_one_person(tmp_path: Path) -> None:
 
 
 def test_splits_share_nobody_and_miss_nobody(tmp_path: Path) -> None:
-    rows = [row(n, user=n % 25) for n in range(100)]
+    rows = [row(n, user=n % 25) for n in range(100)] + [row(n, user=n) for n in range(100, 140)]
     path = write_shard(tmp_path / "rows.parquet", rows)
-    everyone, _ = read(path)
-    parts = {split: read(path, users=split)[0] for split in ("train", "dev", "test")}
+    everyone, skipped = read(path)
+    read_apart = {split: read(path, users=split) for split in ("train", "dev", "test")}
+    assert sum(part.users for _, part in read_apart.values()) == skipped.users == 40
+    parts = {split: choices for split, (choices, _) in read_apart.items()}
     assert all(parts.values())
     assert all(split_of(c.user) == split for split, part in parts.items() for c in part)
     assert sorted(c.prompt for part in parts.values() for c in part) == sorted(
