@@ -1,9 +1,9 @@
-"""``python -m training``: bootstrap, evaluate, demo."""
+"""``python -m training``: rows, prepare, train, evaluate, bootstrap, demo."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,108 @@ def world(out: Path = Path("world.png")) -> None:
         rows.append(Row(name, [Image.fromarray(p) for p in pictures]))
     columns = [f"{size} {c.subject}" for c in shown for size in ("little:", "much:")]
     stack([grid(columns, rows, side=128)]).save(out)
+
+
+@app.command()
+def rows(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    work: Path = WORK,
+    people: int = 200,
+    pairs: int = 8,
+) -> None:
+    """Choices of simulated people as a file with Pick-a-Pic v2's columns: an example of yours."""
+    import numpy as np
+
+    from training.data.pool import PairSampler, load_pool
+    from training.data.rows import studio_rows, write_rows
+    from training.data.users import people as sample
+
+    pool = load_pool(work / "pool", "train", 2_000)
+    drawn = PairSampler(pool).draw(sample("train", people), pairs, np.random.default_rng(0))
+    typer.echo(f"{write_rows(out, studio_rows(pool, *drawn))} rows in {out}")
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Parquet file or directory, or hub id, with Pick-a-Pic v2's columns."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
+    database: Annotated[str | None, typer.Option(help="A server's database URL instead.")] = None,
+    blobs: Annotated[str | None, typer.Option(help="And where it keeps its pictures.")] = None,
+    release: Path = DEFAULT_RELEASE,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIPModel whose space says what is near (RPO).")
+    ] = None,
+    relabel_by: Annotated[
+        str | None, typer.Option(help="Let a scorer choose instead: NAME=PLACE.")
+    ] = None,
+    most_pairs: Annotated[int, typer.Option(help="Of one person.")] = 20,
+    device: str = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that read with the VLM.")] = 1,
+) -> None:
+    """Compute once what training needs of a file of choices: latents, text states, readings."""
+    from training.data.sources import prepare_splits
+
+    if (rows is None) == (database is None) or (database is None) != (blobs is None):
+        raise typer.BadParameter("either --rows, or --database and --blobs")
+    for line in prepare_splits(
+        out, release, rows=rows, revision=revision, database=database, blobs=blobs, clip=clip,
+        relabel_by=relabel_by, most_pairs=most_pairs, device=device, workers=workers,
+    ):  # fmt: skip
+        typer.echo(line)
+
+
+@app.command()
+def train(
+    objective: Annotated[Literal["sft", "dpo", "kto", "rpo"], typer.Option()],
+    conditioning: Annotated[Literal["none", "user"], typer.Option(help="PPD is dpo with user.")],
+    out: Annotated[Path, typer.Option(help="Checkpoints, logs, report; resumed from.")],
+    recipe: Annotated[str, typer.Option(help="The constants; see training/recipes.py.")] = (
+        "studio-ppd"
+    ),
+    data: Annotated[str, typer.Option(help="What `prepare` wrote, or: studio")] = "studio",
+    release: Annotated[Path, typer.Option(help="Whose base and encoder.")] = DEFAULT_RELEASE,
+    work: Path = WORK,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    bf16: bool | None = None,
+    device: str = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(help="Run as a Ray Train job of so many processes.")
+    ] = None,
+) -> None:
+    """Fine-tune on choices, with users or without. Call it again to go on after an interruption.
+
+    Under ``torchrun`` or ``accelerate launch`` the same command is one of several processes.
+    """
+    from pydantic import ValidationError
+
+    from training.recipes import recipe as named
+    from training.run import Job, train_on_ray
+    from training.run import train as run
+
+    chosen = {"steps": steps, "batch": batch, "seed": seed, "bf16": bf16}
+    try:
+        how = named(
+            recipe, objective, conditioning, **{k: v for k, v in chosen.items() if v is not None}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "recipe"
+        raise typer.BadParameter(f"{where}: {first['msg']}") from None
+    except KeyError as unknown:
+        raise typer.BadParameter(str(unknown.args[0]), param_hint="--recipe") from None
+    job = Job(recipe=how, data=data, release=release, out=out, work=work, device=device)
+    finished = train_on_ray(job, workers) if workers else run(job)
+    if not finished:
+        typer.echo("interrupted and saved: call again")
+        raise typer.Exit(TO_BE_CONTINUED)
+    if (out / "report.json").exists():
+        typer.echo((out / "report.json").read_text())
 
 
 @app.command()

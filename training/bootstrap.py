@@ -38,7 +38,7 @@ from training.data.world import CAPTIONS, SIDE
 from training.evaluate.implicit import implicit_accuracy
 from training.evaluate.run import CONTROLS, POPULATION, evaluate, markdown, write_report
 from training.policy import Policy
-from training.recipes import Recipe, studio_dpo, studio_ppd
+from training.recipes import Recipe, recipe
 from training.stage import Metrics, Stage
 from training.train import PreferenceTraining, stage_of
 
@@ -259,27 +259,27 @@ class Bootstrap:
             self.audience(split, people, readings), self.transform(), self.features(split),
         )  # fmt: skip
 
-    def training(self, recipe: Recipe, split: str = "train") -> PreferenceTraining:
+    def training(self, how: Recipe, split: str = "train") -> PreferenceTraining:
         backbone = self.backbone()
         choices = self.choices(split, backbone)
         policy = Policy(
-            backbone, weights=recipe.weights, conditioning=recipe.conditioning,
+            backbone, weights=how.weights, conditioning=how.conditioning,
             embedding_shape=choices.embedding_shape, seed=self.seed,
         )  # fmt: skip
-        return PreferenceTraining(recipe, choices, policy)
+        return PreferenceTraining(how, choices, policy)
 
     def adapter(self, *, population: bool = False) -> Path:
         name = "population" if population else "adapter"
         steps = self.budget.population_steps if population else self.budget.adapter_steps
-        recipe = (studio_dpo() if population else studio_ppd()).model_copy(
-            update={"steps": steps, "batch": self.budget.adapter_batch, "seed": self.seed,
-                    "bf16": self.bf16}
+        how = recipe(
+            "studio-dpo" if population else "studio-ppd",
+            steps=steps, batch=self.budget.adapter_batch, seed=self.seed, bf16=self.bf16,
         )  # fmt: skip
 
         def make(draft: Path) -> None:
-            run = self.training(recipe)
+            run = self.training(how)
             unseen = PreferenceTraining(
-                _judging(recipe), self.choices("dev", run.policy.backbone), run.policy
+                _judging(how), self.choices("dev", run.policy.backbone), run.policy
             )
 
             def peek(_: int) -> Metrics:
@@ -298,7 +298,7 @@ class Bootstrap:
         def make(draft: Path) -> None:
             adapter = self.adapter()
             self.or_later("gate")
-            run = self.training(_judging(studio_ppd()), "dev")
+            run = self.training(_judging(recipe("studio-ppd")), "dev")
             run.policy.load_adapter(adapter)
             found = {
                 f"implicit_accuracy_{draws}_draws": implicit_accuracy(
@@ -382,6 +382,6 @@ def load(model: Any, path: Path) -> Any:
     return model.from_pretrained(path).float().eval()
 
 
-def _judging(recipe: Recipe) -> Recipe:
+def _judging(how: Recipe) -> Recipe:
     """The same objective on plain VLM readings, as users come."""
-    return recipe.model_copy(update={"batch": 32, "embedding_noise": 0.0, "known_until": None})
+    return how.model_copy(update={"batch": 32, "embedding_noise": 0.0, "known_until": None})

@@ -7,6 +7,7 @@ are the papers'; where a paper and its authors' code disagree, a comment says wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,92 +78,85 @@ class Recipe(BaseModel):
         return f"{method}-{self.conditioning}"
 
 
-def _studio(objective: Objective, conditioning: Conditioning, **changes: object) -> Recipe:
-    """Minutes on two cores: one network of 11 M parameters, an adapter of 0.2 M. β, the rate and
-    the first timestep come from a spike on this CPU, and the betas of AdamW from the base."""
-    return Recipe(
-        **dict(
-            objective=objective, conditioning=conditioning, beta=300.0, steps=1200, batch=24,
-            learning_rate=1e-3, warmup=50, hold=0.4, betas=(0.9, 0.99), ema_decay=0.995,
-            first_timestep=150, embedding_noise=0.1 if conditioning == "user" else 0.0,
-        ) | changes
+def studio(objective: Objective, conditioning: Conditioning) -> Recipe:
+    """Minutes on two cores: a network of 11 M parameters, an adapter of 0.2 M. β, the rate and the
+    first timestep come from a spike on such a machine."""
+    made = Recipe(
+        objective=objective, conditioning=conditioning, beta=300.0, steps=1200, batch=24,
+        learning_rate=1e-3, warmup=50, hold=0.4, betas=(0.9, 0.99), ema_decay=0.995,
+        first_timestep=150,
     )  # fmt: skip
-
-
-def studio_ppd() -> Recipe:
-    """What the default release is made with."""
-    return _studio("dpo", "user", known_until=(0.3, 0.6))
-
-
-def studio_dpo() -> Recipe:
-    return _studio("dpo", "none")
-
-
-def studio_sdpo() -> Recipe:
-    return _studio("dpo", "none", sdpo_mu=0.9)
-
-
-def studio_kto() -> Recipe:
-    """Single pictures: twice as many make an equal forward. γ: the paper's 0.8 is for pictures of
-    which most lost somewhere; among two of one pair as many are liked as not."""
-    return _studio("kto", "none", batch=48, liked_share=0.5)
-
-
-def studio_rpo() -> Recipe:
-    """β half of DPO's: with identity weights the two are then the same loss."""
-    return _studio("rpo", "none", beta=150.0)
-
-
-def studio_sft() -> Recipe:
-    return _studio("sft", "none", batch=48, learning_rate=5e-4)
+    if conditioning == "user":
+        made = made.model_copy(update={"embedding_noise": 0.1, "known_until": (0.3, 0.6)})
+    if objective == "rpo":  # with identity weights it is then DPO's loss
+        made = made.model_copy(update={"beta": 150.0})
+    if objective == "kto":
+        # Single pictures: twice as many make an equal forward. The paper's γ = 0.8 is for pictures
+        # of which most have lost somewhere; of the studio's as many were liked as not.
+        made = made.model_copy(update={"batch": 48, "liked_share": 0.5})
+    if objective == "sft":
+        made = made.model_copy(update={"batch": 48, "learning_rate": 5e-4})
+    return made
 
 
 def _pickapic(model: str, objective: Objective, conditioning: Conditioning) -> Recipe:
-    sdxl = model != "sd15"
-    common: dict[str, object] = dict(
-        objective=objective, conditioning=conditioning, bf16=True, gradient_checkpointing=sdxl,
-        weights="full", micro_batch=None, empty_prompts=0.2,  # the code; the paper names no share
-        # The paper has SD 1.5 by AdamW, SDXL by Adafactor; its β for SD 1.5 is 2000, the
-        # launchers of its code say 5000 for both. The code is what others reproduced.
-        beta=5000.0, optimizer="adafactor" if sdxl else "adamw", warmup=200 if sdxl else 500,
-        # 2.05e-5 at 2,048 pairs, 2,000 steps in the launchers; the paper's formula,
-        # 2.048e-8·(2000/β), is a thousand times less and taken for a misprint.
+    large = model != "sd15"
+    made = Recipe(
+        objective=objective, conditioning=conditioning, weights="full", bf16=True,
+        gradient_checkpointing=large, empty_prompts=0.2,  # the code's; the paper names no share
+        # The paper's β for SD 1.5 is 2000, the launchers of its code say 5000 for both models; the
+        # code is what others reproduced. It trains SD 1.5 by AdamW and SDXL by Adafactor.
+        beta=5000.0, optimizer="adafactor" if large else "adamw", warmup=200 if large else 500,
+        # The launchers again; the paper's formula, 2.048e-8·(2000/β), is a thousand times less and
+        # taken for a misprint.
         learning_rate=2.05e-5, batch=2048, steps=2000,
     )  # fmt: skip
-    if conditioning == "user":
-        # PPD: new layers only, AdamW 1e-5 at 768 pairs, one epoch of 0.8 M pairs (as read in
-        # summaries of the paper; it publishes no β, so Diffusion-DPO's).
-        common |= dict(
-            weights="adapter", optimizer="adamw", learning_rate=1e-5, batch=768, steps=1040,
-            warmup=100, embedding_noise=0.1, empty_prompts=0.0,
-        )  # fmt: skip
-    if objective == "kto":  # the paper: β 5000, 10,000 steps at 1e-7; its script's β is 1000
-        common |= dict(liked_share=0.8)
-        if conditioning == "none":
-            common |= dict(learning_rate=1e-7, steps=10_000, warmup=1000)
-    if objective == "rpo":  # no code was released; β so that identity weights give DPO's loss
-        common |= dict(beta=2500.0, tau=0.5)
+    if objective == "kto":  # the paper's; its script has β 1000 by default
+        made = made.model_copy(update={"learning_rate": 1e-7, "steps": 10_000, "warmup": 1000})
+    if objective == "rpo":  # no code was ever released; identity weights would give DPO's loss
+        made = made.model_copy(update={"beta": 2500.0})
     if model == "stable-cascade" and conditioning == "none":
-        common |= dict(weights="lora", lora_rank=64, optimizer="adamw", learning_rate=1e-4)
-    return Recipe(**common)
-
-
-_OBJECTIVES: tuple[Objective, ...] = ("sft", "dpo", "kto", "rpo")
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "studio-ppd": studio_ppd,
-    "studio-dpo": studio_dpo,
-    "studio-sdpo": studio_sdpo,
-    "studio-kto": studio_kto,
-    "studio-rpo": studio_rpo,
-    "studio-sft": studio_sft,
-} | {
-    f"pickapic-{model}-{name}": (
-        lambda model=model, objective=objective, conditioning=conditioning: _pickapic(
-            model, objective, conditioning
+        # Nobody has published this one: 3.6 G weights are left alone, and a LoRA learns faster.
+        made = made.model_copy(
+            update={"weights": "lora", "lora_rank": 64, "optimizer": "adamw", "learning_rate": 1e-4}
         )
-    )
-    for model in ("sd15", "sdxl", "stable-cascade")
-    for name, objective, conditioning in [
-        ("ppd", "dpo", "user"), *((o, o, "none") for o in _OBJECTIVES)
-    ]
+    if conditioning == "user":
+        # PPD (as read in summaries of the paper): new layers only, AdamW at 1e-5, 768 pairs, one
+        # epoch of 0.8 M. It publishes no β; the objective's own is taken.
+        made = made.model_copy(
+            update={"weights": "adapter", "optimizer": "adamw", "learning_rate": 1e-5, "batch": 768,
+                    "steps": 1040, "warmup": 100, "embedding_noise": 0.1, "empty_prompts": 0.0}
+        )  # fmt: skip
+    return made
+
+
+FAMILIES: dict[str, Callable[[Objective, Conditioning], Recipe]] = {
+    "studio": studio,
+    **{f"pickapic-{m}": partial(_pickapic, m) for m in ("sd15", "sdxl", "stable-cascade")},
+}
+METHODS: dict[str, tuple[Objective, Conditioning]] = {
+    "ppd": ("dpo", "user"), "sft": ("sft", "none"), "dpo": ("dpo", "none"),
+    "sdpo": ("dpo", "none"), "kto": ("kto", "none"), "rpo": ("rpo", "none"),
 }  # fmt: skip
+NAMES = tuple(f"{family}-{method}" for family in FAMILIES for method in METHODS)
+
+
+def recipe(
+    name: str,
+    objective: Objective | None = None,
+    conditioning: Conditioning | None = None,
+    **changes: object,
+) -> Recipe:
+    """The recipe of that name: ``studio-ppd``, ``pickapic-sdxl-dpo`` …
+
+    Another objective or conditioning than the name's takes the constants of the same family for
+    it. Raises KeyError with the names there are, and pydantic's ValidationError for bad changes.
+    """
+    if name not in NAMES:
+        raise KeyError(f"{name!r} is none of {', '.join(NAMES)}")
+    family, _, method = name.rpartition("-")
+    own_objective, own_conditioning = METHODS[method]
+    made = FAMILIES[family](objective or own_objective, conditioning or own_conditioning)
+    if method == "sdpo" and made.objective == "dpo":
+        made = made.model_copy(update={"sdpo_mu": 0.9})  # the paper's, at β 5000
+    return Recipe(**(made.model_dump() | changes))

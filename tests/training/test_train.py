@@ -13,7 +13,8 @@ from tests.training.planted import DIM, PROMPTS, planted_backbone, planted_choic
 from training.evaluate.statistics import bootstrap_mean
 from training.objectives import dpo_loss, kto_loss, rpo_loss, sft_loss
 from training.policy import Conditioning, Policy, Weights
-from training.recipes import RECIPES, Objective, Recipe
+from training.recipes import NAMES, Objective, Recipe
+from training.recipes import recipe as named_recipe
 from training.stage import Stage
 from training.train import PreferenceTraining
 
@@ -137,9 +138,9 @@ def test_every_objective_improves_on_the_base(
     gains = [gain for gain, _ in run.evaluated(10)]
     assert gains == pytest.approx([0.0] * 10, abs=1e-9)  # a new adapter is the base
     assert stage(run, tmp_path).run()
-    backbone = run.policy.backbone
-    run.choices = planted_choices(backbone, seed=1)  # type: ignore[arg-type]  # fresh choices
-    _, low, _ = bootstrap_mean(np.array([gain for gain, _ in run.evaluated(20)]))
+    fresh = planted_choices(planted_backbone(), seed=1)
+    unseen = PreferenceTraining(run.recipe, fresh, run.policy)
+    _, low, _ = bootstrap_mean(np.array([gain for gain, _ in unseen.evaluated(20)]))
     assert low > 0
 
 
@@ -234,7 +235,15 @@ def test_a_choice_set_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_whole() -> None:
-    for name, make in RECIPES.items():
-        made = make()
+    for name in NAMES:
+        made = named_recipe(name)
         assert made.conditioning == ("user" if name.endswith("ppd") else "none"), name
         assert name.startswith("studio") or made.bf16
+        assert (made.sdpo_mu is not None) == name.endswith("sdpo")
+        assert named_recipe(name, "kto", "user").name == "kto-user"
+    assert named_recipe("pickapic-sd15-dpo").beta == 5000
+    assert named_recipe("pickapic-sdxl-ppd").weights == "adapter"
+    with pytest.raises(KeyError, match="studio-ppd"):
+        named_recipe("studio")
+    with pytest.raises(ValueError, match="dropped_users"):
+        named_recipe("studio-ppd", dropped_users=0.1)

@@ -97,19 +97,6 @@ class ChoiceSet:
         cosine = (prompt @ prompt.T + w @ x.T) / 2
         return torch.from_numpy(1 - cosine.astype(np.float32))
 
-    def likes(self, *, by_user: bool) -> tuple[Index, Index]:
-        """KTO's single pictures, as (pair, side) turned into two lists of pairs: those whose
-        *preferred* side counts as liked, and those whose *rejected* side was never preferred.
-
-        ``by_user``: only the same user's choices make a picture liked; else anybody's.
-        """
-        scope = self.user if by_user else np.zeros_like(self.user)
-        width = int(max(self.preferred.max(), self.rejected.max())) + 1
-        liked = np.unique(scope * width + self.preferred)
-        never = ~np.isin(scope * width + self.rejected, liked)
-        _, first = np.unique(scope * width + self.preferred, return_index=True)
-        return np.sort(first), np.flatnonzero(never)
-
     def save(self, directory: Path) -> None:
         """Write the arrays beside those already there (``prepare`` streams the large ones)."""
         directory.mkdir(parents=True, exist_ok=True)

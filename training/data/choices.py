@@ -77,6 +77,11 @@ class Skipped:
     reasons: Counter[Reason] = field(default_factory=Counter)
     users: int = 0
 
+    def drop(self, reason: Reason) -> None:
+        """Leave out after all what was counted as kept."""
+        self.kept -= 1
+        self.reasons[reason] += 1
+
     def report(self) -> str:
         """One line for people, the commonest reason first."""
         parts = [f"{self.kept:,} choices kept, {self.reasons.total():,} skipped"]

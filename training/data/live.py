@@ -21,6 +21,7 @@ from ppd_serve.storage.database import Database, storage_errors
 from ppd_serve.storage.records import ImageRecord, PairRecord, UserRecord
 from ppd_serve.storage.values import DEFAULT_PROJECT
 from training.data.choices import Choice, Skipped
+from training.data.readings import Split, split_of
 
 _USERS_AT_ONCE = 500
 
@@ -33,9 +34,15 @@ class _Stored(NamedTuple):
 
 
 def live_choices(
-    database_url: str, blob_url: str, skipped: Skipped, *, project: str = DEFAULT_PROJECT
+    database_url: str,
+    blob_url: str,
+    skipped: Skipped,
+    *,
+    project: str = DEFAULT_PROJECT,
+    users: Split | None = None,
 ) -> Iterator[Choice]:
-    """All pairs of a project, person by person, each person's in arrival order.
+    """All pairs of a project, or of its people in one split, person by person, each person's in
+    arrival order.
 
     database_url, blob_url: as the server's settings have them (``database``, ``blobs``).
     ``Choice.user`` is ``project/user_id``, so people of two projects never meet; a picture's id is
@@ -51,12 +58,17 @@ def live_choices(
     with storage_errors():
         database, blobs = Database(database_url), Blobs(blob_url)
     _read_only(database)
-    return _choices(database, blobs, skipped, project)
+    return _choices(database, blobs, skipped, project, users)
 
 
-def _choices(database: Database, blobs: Blobs, skipped: Skipped, project: str) -> Iterator[Choice]:
+def _choices(
+    database: Database, blobs: Blobs, skipped: Skipped, project: str, users: Split | None
+) -> Iterator[Choice]:
     with closing(database):
         for user_id in _users(database, project):
+            user = f"{project}/{user_id}"
+            if users is not None and split_of(user) != users:
+                continue
             for pair in _pairs(database, project, user_id):
                 with storage_errors():
                     preferred, rejected = (
@@ -74,7 +86,7 @@ def _choices(database: Database, blobs: Blobs, skipped: Skipped, project: str) -
                 else:
                     skipped.kept += 1
                     yield Choice(
-                        user=f"{project}/{user_id}",
+                        user=user,
                         prompt=pair.prompt,
                         preferred=preferred,
                         rejected=rejected,

@@ -27,7 +27,8 @@ def relabel(choices: Iterable[Choice], scorer: Scorer, skipped: Skipped) -> Iter
     """The same pairs, in which the picture with the higher score is the preferred one.
 
     Equal scores are ties and those that are not numbers tell nothing: both are counted and left
-    out. Raises ``ValueError`` when the scorer does not give one score for each picture.
+    out. ``skipped`` is the one that the source of ``choices`` counts in, where they were kept until
+    now. Raises ``ValueError`` when the scorer does not give one score for each picture.
     """
     choices = iter(choices)
     while some := list(islice(choices, _PAIRS_AT_ONCE)):
@@ -38,11 +39,10 @@ def relabel(choices: Iterable[Choice], scorer: Scorer, skipped: Skipped) -> Iter
             raise ValueError(f"scorer: {len(pictures)} pictures got scores {list(scores.shape)}")
         for choice, (w, x) in zip(some, scores.reshape(-1, 2), strict=True):
             if np.isnan(w) or np.isnan(x):
-                skipped.reasons["no score"] += 1
+                skipped.drop("no score")
             elif w == x:
-                skipped.reasons["tie"] += 1
+                skipped.drop("tie")
             else:
-                skipped.kept += 1
                 yield choice if w > x else turned(choice)
 
 

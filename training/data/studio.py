@@ -1,6 +1,6 @@
 """The studio world as a choice set: simulated people choose among painted pictures.
 
-``studio_choices`` prepares one for any release that draws the studio's captions; what takes minutes
+``studio_set`` prepares one for any release that draws the studio's captions; what takes minutes
 (painting, latents, readings) is kept in the working directory.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -85,7 +84,7 @@ def assemble(
     )
 
 
-def studio_choices(release: Release, work: Path, split: Literal["train", "dev"]) -> ChoiceSet:
+def studio_set(release: Release, work: Path, split: str) -> ChoiceSet:
     """Made once per release and split; then read from ``work``."""
     parts = {k: v for k, v in release.manifest.checksums.items() if not k.startswith("adapter")}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

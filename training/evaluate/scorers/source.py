@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Tensor
 
-_KINDS = ("*.safetensors", "*.json", "*.txt", "*.model")
+_KINDS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def directory(source: str | Path) -> Path:

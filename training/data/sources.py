@@ -1,0 +1,67 @@
+"""Where choices come from, by the words of the command line: a file, the hub, a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from ppd_serve.release import load_release
+from training.data.choices import Choice, Skipped
+from training.data.live import live_choices
+from training.data.pickapic import PickAPic
+from training.data.prepare import prepare, ray_here
+from training.data.readings import Split, split_of
+from training.data.relabel import relabel
+
+
+def prepare_splits(
+    out: Path,
+    release: Path,
+    *,
+    rows: str | None,
+    revision: str | None,
+    database: str | None,
+    blobs: str | None,
+    clip: str | None,
+    relabel_by: str | None,
+    most_pairs: int,
+    device: str,
+    workers: int,
+) -> Iterator[str]:
+    """Write ``out/train``, ``out/dev`` and ``out/test``, no person in two of them; yields a line
+    about each."""
+    closeness = scorer = None
+    if clip:
+        from training.data.closeness import Clip
+
+        closeness = Clip(clip, device=device)
+    if relabel_by:
+        from training.evaluate.scorers import load_scorer
+
+        name, _, place = relabel_by.partition("=")
+        scorer = load_scorer(name, place, device=device)
+    with ray_here(workers):
+        for split in get_args(Split):
+            skipped = Skipped()
+            choices: Iterator[Choice]
+            if rows is not None:
+                source = PickAPic(rows, revision)
+                choices = source.choices(skipped, users=split, most_pairs=most_pairs)
+            else:
+                assert database is not None and blobs is not None
+                every = live_choices(database, blobs, skipped)
+                choices = (choice for choice in every if split_of(choice.user) == split)
+            if scorer is not None:
+                choices = relabel(choices, scorer, skipped)
+            try:
+                found = prepare(
+                    choices, load_release(release), out / split, device=device,
+                    closeness=closeness, workers=workers, skipped=skipped,
+                )  # fmt: skip
+            except ValueError as nothing:
+                if split == "train":
+                    raise
+                yield f"{split}: {nothing}"
+                continue
+            yield f"{split}: {found.users} people, {len(found)} pairs; {skipped.report()}"

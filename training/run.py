@@ -1,0 +1,135 @@
+"""One training run from the command line: alone, on several processes, or as a Ray Train job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from ppd_serve.release import Release, load_release, write_release
+from training import processes
+from training.data.choice_set import ChoiceSet
+from training.data.studio import studio_set
+from training.evaluate.statistics import bootstrap_mean
+from training.policy import Policy
+from training.recipes import Recipe
+from training.train import PreferenceTraining, stage_of
+
+STUDIO = "studio"  # in place of a prepared directory: the studio world
+HELD_OUT_BATCHES = 40
+
+
+@dataclass(frozen=True)
+class Job:
+    """What, on what, from what, to where. ``data`` is a directory that ``prepare`` wrote, with
+    ``train`` and ``dev`` in it, or ``studio``."""
+
+    recipe: Recipe
+    data: str
+    release: Path
+    out: Path
+    work: Path
+    device: str = "cpu"
+
+
+def train(job: Job) -> bool:
+    """To the end, or to a SIGTERM; False if there is more to do. Resumes from ``out``."""
+    PartialState(cpu=job.device == "cpu")
+    release = load_release(job.release)
+    how = job.recipe
+    # Trained weights stay float32, as the optimizer needs them; a frozen base may be halved.
+    halved = how.bf16 and job.device == "cuda" and how.weights == "adapter"
+    backbone = release.load_backbone(job.device, torch.bfloat16 if halved else torch.float32)
+    choices = _choices(job, release, "train")
+    policy = Policy(
+        backbone, weights=how.weights, conditioning=how.conditioning,
+        embedding_shape=choices.embedding_shape, lora_rank=how.lora_rank, seed=how.seed,
+    )  # fmt: skip
+    stage = stage_of(PreferenceTraining(how, choices, policy), how.name, job.out)
+    if not stage.run():
+        return False
+    if processes.rank() == 0:
+        policy.save(job.out)
+        report = {"recipe": how.model_dump(), "release": f"{release.name} {release.version}",
+                  "pairs": len(choices), "people": choices.users, "last": stage.history[-1:],
+                  "held_out": held_out(job, release, policy)}  # fmt: skip
+        (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        if how.conditioning == "user" and how.weights == "adapter":
+            write_new_release(release, job, policy)
+    return True
+
+
+def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | None:
+    """The objective's own measure on choices of people that no training saw: how far the loss fell
+    below the base's on the same draws, with its interval over batches."""
+    unseen = _choices(job, release, "dev")
+    if not len(unseen):
+        return None
+    plain = {"embedding_noise": 0.0, "known_until": None, "empty_prompts": 0.0}
+    how = job.recipe.model_copy(
+        update={**plain, "batch": min(32, job.recipe.batch), "micro_batch": None}
+    )
+    found = PreferenceTraining(how, unseen, policy).evaluated(HELD_OUT_BATCHES)
+    mean, low, high = bootstrap_mean(np.array([gain for gain, _ in found]))
+    stats = {k: float(np.mean([s[k] for _, s in found])) for k in found[0][1]}
+    return {"improvement": {"mean": mean, "low": low, "high": high}, **stats,
+            "people": unseen.users, "batches": len(found), "batch": how.batch}  # fmt: skip
+
+
+def write_new_release(release: Release, job: Job, policy: Policy) -> Release:
+    """The release with its adapter replaced by the new one: servable as it stands."""
+    path = job.out / "release"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(release.path, path)
+    assert release.manifest.adapter is not None and release.manifest.adapter.path is not None
+    policy.save_adapter(path / release.manifest.adapter.path, torch.float16)
+    report = json.loads((job.out / "report.json").read_text())
+    manifest = release.manifest.model_copy(
+        update={
+            "version": f"{release.version}+{job.recipe.name}",
+            "training": {
+                "recipe": job.recipe.model_dump(),
+                "from": {"version": release.version, "training": release.manifest.training},
+            },
+            "metrics": {"held_out": report["held_out"]},
+        }
+    )
+    return write_release(path, manifest)
+
+
+def train_on_ray(job: Job, workers: int) -> bool:
+    """The same run on ``workers`` processes that Ray Train starts, here or on a cluster."""
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    packed: dict[str, Any] = asdict(job) | {
+        "recipe": job.recipe.model_dump(),
+        **{k: str(getattr(job, k).resolve()) for k in ("release", "out", "work")},
+    }
+    if job.data != STUDIO:
+        packed["data"] = str(Path(job.data).resolve())
+    trainer = TorchTrainer(
+        _on_a_worker,
+        train_loop_config=packed,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=job.device == "cuda"),
+    )
+    trainer.fit()
+    return (job.out / "report.json").exists()
+
+
+def _on_a_worker(packed: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    places = {k: Path(packed[k]) for k in ("release", "out", "work")}
+    train(Job(**(packed | places | {"recipe": Recipe(**packed["recipe"])})))
+
+
+def _choices(job: Job, release: Release, split: str) -> ChoiceSet:
+    if job.data == STUDIO:
+        return studio_set(release, job.work, split)
+    return ChoiceSet.load(Path(job.data) / split)
