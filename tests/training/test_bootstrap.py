@@ -86,9 +86,8 @@ def test_its_embeddings_speak_of_the_person(work: Path, release: Release, readin
     new = tiny.audience("dev", 300, 3)
 
     def embedded(of: Audience) -> np.ndarray:
-        count = len(of.tastes)
-        read = np.tile(np.arange(readings), (count, 1))
-        return of.embedding(tiny.transform(), np.arange(count), read)[:, 0].numpy()
+        read = Audience(of.tastes, of.states[:, :readings], of.pairs[:, :readings])
+        return read.mean_embedding(tiny.transform())[:, 0]
 
     linear = audience.tastes.weight + 2 * audience.tastes.curvature * audience.tastes.level
     known = embedded(audience)
