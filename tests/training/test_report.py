@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluate.run import write_report
+from training.evaluate.report import write_report
 from training.evaluate.studio import Outcome
 
 
@@ -33,7 +33,7 @@ def test_a_side_condition_may_be_shorter(tmp_path: Path, side: int) -> None:
         "users": 12,
         "base_content": {part: rate() for part in ("size", "subject", "setting")},
         "conditions": {},
-        "personal_minus_mismatched": 0.1,
+        "personal_minus": {"mismatched": rate(0.1)},
         "personal_beats_mismatched": rate(),
         "diversity_kept": 1.0,
     }
@@ -42,6 +42,8 @@ def test_a_side_condition_may_be_shorter(tmp_path: Path, side: int) -> None:
     write_report(report, outcomes, np.zeros(12, np.int64), tmp_path)
 
     assert json.loads((tmp_path / "report.json").read_text())["users"] == 12
-    assert "50.0 (40.0–60.0)" in (tmp_path / "report.md").read_text()
+    page = (tmp_path / "report.md").read_text()
+    assert "50.0 (40.0–60.0)" in page
+    assert "personal minus mismatched: +10.0 points (+40.0 to +60.0, n=12)" in page
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > min(10, side) * 128

@@ -51,10 +51,10 @@ class Panel:
         rows = studio_rows(self.pool, self.preferred[chosen], self.rejected[chosen])
         return [pair for row in rows if (pair := pair_of(row))]
 
-    def first(self, count: int) -> Panel:
+    def __getitem__(self, users: slice | NDArray[np.int64]) -> Panel:
         return Panel(
-            self.tastes[:count], self.pool, self.preferred[:count], self.rejected[:count],
-            self.captions[:count], self.seeds[:count],
+            self.tastes[users], self.pool, self.preferred[users], self.rejected[users],
+            self.captions[users], self.seeds[users],
         )  # fmt: skip
 
 
