@@ -3,12 +3,10 @@
 Both steps know nothing but who chose which picture. The features are the directions of the image
 tower in which choices of different people differ and choices of one person agree (the same
 discriminant as the embedding's); the prior is empirical Bayes by expectation maximisation, with the
-Laplace posterior of ``choice_model`` as the expectation.
+Gaussian that ``choice_model`` finds nearest to a person's posterior as the expectation.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,10 @@ _SHRINKAGE = 0.6
 
 
 def fit_projection(differences: Array, directions: int) -> Array:
-    """``[users, choices, hidden]`` preferred minus rejected -> ``[hidden, directions]``."""
+    """``[users, choices, hidden]`` preferred minus rejected -> ``[hidden, directions]``.
+
+    At least two choices of everybody: what one person's have in common is told from the rest.
+    """
     found = fit_transform(
         np.asarray(differences, np.float32)[:, :, None], directions, shrinkage=_SHRINKAGE
     )
@@ -31,20 +32,18 @@ def fit_projection(differences: Array, directions: int) -> Array:
 
 
 def fit_prior(
-    differences: Sequence[Array], projection: Array, *, rounds: int = 30, tolerance: float = 1e-3
+    differences: Array, projection: Array, *, rounds: int = 30, tolerance: float = 1e-3
 ) -> ChoiceModel:
-    """``differences``: for every training user the features of preferred minus rejected, [n, d].
+    """``[users, choices, d]``: features of preferred minus rejected, zeros where there is none.
 
     Ends when the mean log-spread of tastes moves by less than ``tolerance`` in a round.
     """
     d = projection.shape[1]
     model = ChoiceModel(projection, np.zeros(d), np.eye(d))
     for _ in range(rounds):
-        tastes = [model.fit(own) for own in differences]
-        means = np.stack([taste.mean for taste in tastes])
+        means, covariances = model.fit_each(differences)
         deviation = means - means.mean(0)
-        covariance = np.mean([taste.covariance for taste in tastes], 0)
-        covariance = covariance + deviation.T @ deviation / len(means)
+        covariance = covariances.mean(0) + deviation.T @ deviation / len(means)
         moved = np.linalg.slogdet(covariance)[1] - np.linalg.slogdet(model.covariance)[1]
         model = ChoiceModel(projection, means.mean(0), covariance)
         if abs(moved) < tolerance * d:
@@ -61,4 +60,4 @@ def fit_choice_model(
     """From the tower's ``states`` ``[pictures, hidden]`` and training users' choices ``[N, n]``."""
     projection = fit_projection(states[preferred] - states[rejected], directions)
     features = np.asarray(states, np.float64) @ projection
-    return fit_prior(list(features[preferred] - features[rejected]), projection)
+    return fit_prior(features[preferred] - features[rejected], projection)

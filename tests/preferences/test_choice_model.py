@@ -80,6 +80,21 @@ def test_close_to_the_exact_posterior_in_one_dimension() -> None:
     assert taste.covariance[0, 0] == pytest.approx(weight @ (w - mean) ** 2, rel=0.1)
 
 
+def test_people_fitted_together_are_fitted_alone() -> None:
+    """Whatever they chose, and however often: the rest of their rows is zero."""
+    model, rng = some_model(), np.random.default_rng(11)
+    together = np.zeros((5, 12, D))
+    for person, count in enumerate((0, 1, 3, 7, 12)):
+        together[person, :count] = choices(people(model, 1, person)[0], count, rng)
+    together[4] *= 30
+    means, covariances = model.fit_each(together)
+    for person, count in enumerate((0, 1, 3, 7, 12)):
+        alone = model.fit(together[person, :count])
+        np.testing.assert_allclose(means[person], alone.mean, atol=1e-3)
+        np.testing.assert_allclose(covariances[person], alone.covariance, atol=1e-3)
+        assert model.certainty(covariances)[person] == pytest.approx(alone.certainty, abs=1e-3)
+
+
 def test_nobody_is_known_before_the_first_choice() -> None:
     model = some_model()
     taste = model.fit(np.zeros((0, D)))
@@ -176,9 +191,10 @@ def test_it_knows_how_much_it_knows() -> None:
     model, rng = some_model(6, spread=4.0), np.random.default_rng(7)
     true = people(model, 600)
     for count in (4, 16):
-        tastes = [model.fit(choices(w, count, rng)) for w in true]
-        error = np.mean([(t.mean - w) @ (t.mean - w) for t, w in zip(tastes, true, strict=True)])
-        promised = np.mean([t.certainty for t in tastes])
+        fitted = model.fit_each(np.stack([choices(w, count, rng) for w in true]))
+        tastes = [Taste(*one, 0.0) for one in zip(*fitted, strict=True)]
+        error = ((fitted[0] - true) ** 2).sum(1).mean()
+        promised = model.certainty(fitted[1]).mean()
         assert 1 - error / np.trace(model.covariance) == pytest.approx(promised, abs=0.04)
 
         shown = rng.normal(size=(len(true), 20, D))
@@ -196,7 +212,7 @@ def test_more_choices_foresee_better() -> None:
     right = np.einsum("nqd,nd->nq", shown, true) > 0
     accuracy = []
     for count in (0, 2, 8, 32):
-        means = np.stack([model.fit(choices(w, count, rng)).mean for w in true])
+        means, _ = model.fit_each(np.stack([choices(w, count, rng) for w in true]))
         accuracy.append(((np.einsum("nqd,nd->nq", shown, means) > 0) == right).mean())
     assert np.diff(accuracy).min() > 0.03
     assert accuracy[-1] > 0.8

@@ -1,4 +1,4 @@
-"""How well a person's further choices are foreseen from a few of them.
+"""``python -m training choices``: how well further choices are foreseen from a few of them.
 
 Everybody answers twenty more questions, without noise, about pictures of the same pool. Four ways
 to foresee the answers: nobody in particular (one logistic regression over judged scores for all),
@@ -12,8 +12,10 @@ is chunk-wise from eight choices on, so that only reading is compared and not re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from ppd_serve.preferences.transform import BetweenUserTransform
 from training import vlm
 from training.choice_prior import fit_choice_model
 from training.data.audience import Audience, read_people, taste_features
-from training.data.fingerprint import FROZEN
+from training.data.fingerprint import FROZEN, fingerprint
 from training.data.pool import PairSampler, Pool
 from training.data.users import KINDS, Tastes, people
 from training.data.world import AXES
@@ -40,6 +42,7 @@ COUNTS = (1, 2, 4, 8, 16)
 _QUESTION_SEEDS = {"dev": 21_000, "test": 41_000, "confirm": 61_000}
 _TRAINING_SEED = 12
 _TRAINING_CHOICES = 32
+_PRIOR_USERS = 1000  # the choice model has 136 numbers to learn, and a fit of each takes its time
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,22 @@ def population(preferred: Array, rejected: Array) -> Array:
     return wide.fit(differences).mean
 
 
-def bayes(panel: Panel, count: int) -> Tastes:
-    """Posterior means of the chunks of the first ``count`` choices, averaged."""
-    starts = range(0, count, CHUNK)
-    chunks = [
-        replace(panel, preferred=panel.preferred[:, k:], rejected=panel.rejected[:, k:])
-        for k in starts
-    ]
-    means = [taste_features(bayes_mean(chunk, min(count, CHUNK)))[:, :-1] for chunk in chunks]
-    return _taste(np.mean(means, 0))
+def chunk_wise(read: Callable[[int, int], Array], counts: Sequence[int]) -> dict[int, Array]:
+    """What ``read(start, end)`` makes of the first 1, 2, 4, 8, ... choices, chunks averaged."""
+    found = {count: read(0, count) for count in counts if count < CHUNK}
+    chunks = [read(k, k + CHUNK) for k in range(0, CHUNK * (max(counts) // CHUNK), CHUNK)]
+    return found | {n: np.mean(chunks[: n // CHUNK], 0) for n in counts if n >= CHUNK}
+
+
+def bayes(panel: Panel, counts: Sequence[int]) -> dict[int, Tastes]:
+    """Posterior means from the first 1, 2, 4, 8, ... choices."""
+
+    def read(start: int, end: int) -> Array:
+        w, x = panel.preferred[:, start:], panel.rejected[:, start:]
+        found = bayes_mean(replace(panel, preferred=w, rejected=x), end - start)
+        return taste_features(found)[:, :-1]
+
+    return {count: _taste(mean) for count, mean in chunk_wise(read, counts).items()}
 
 
 @torch.inference_mode()
@@ -111,12 +121,7 @@ def embeddings(
             parts.append(reader.states(panel.pool.captions[w], w, x)[0].float().cpu().numpy())
         return np.concatenate(parts)
 
-    found = {count: read(0, count) for count in counts if count < CHUNK}
-    fours = [read(start, start + CHUNK) for start in range(0, max(counts), CHUNK)]
-    for count in counts:
-        if count >= CHUNK:
-            found[count] = np.mean(fours[: count // CHUNK], 0)
-    return {count: transform(state[:, None]) for count, state in found.items()}
+    return {n: transform(state[:, None]) for n, state in chunk_wise(read, counts).items()}
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,10 @@ def choice_model_right(model: ChoiceModel, states: Array, exam: Exam, count: int
     """The choice model's share of right answers ``[N]`` and its certainty ``[N]``: ``[2, N]``."""
     features, panel = model.features(states), exam.panel
     chosen = features[panel.preferred[:, :count]] - features[panel.rejected[:, :count]]
-    tastes = [model.fit(own) for own in chosen]
+    means, covariances = model.fit_each(chosen)
     asked = features[exam.better] - features[exam.worse]
-    margins = np.einsum("nqd,nd->nq", asked, np.stack([taste.mean for taste in tastes]))
-    return np.stack([_right(margins), [taste.certainty for taste in tastes]])
+    margins = np.einsum("nqd,nd->nq", asked, means)
+    return np.stack([_right(margins), model.certainty(covariances)])
 
 
 # --- the measurement ----------------------------------------------------------------------------
@@ -182,6 +187,8 @@ def measure_choices(
     ``held_out``: the split's own pool. Raises ValueError if the studio's fast reader does not take
     the states that the encoder takes.
     """
+    if fingerprint() != FROZEN:
+        raise SystemExit("the studio world has changed since it was frozen: no figure would count")
     if encoder.config.position != "before_profile" or encoder.config.layers != (-1,):
         raise ValueError("encoder: not read where the profile begins, in the last layer alone")
     seen = [vlm.cache_features(encoder.model, pool.images) for pool in (train, held_out)]
@@ -192,14 +199,14 @@ def measure_choices(
     preferred, rejected = PairSampler(train).draw(crowd, _TRAINING_CHOICES, rng)
     everyone = population(*(train.scores[p].reshape(-1, len(AXES)) for p in (preferred, rejected)))
     states, new_states = (f.flatten(1).float().numpy() for f in seen)
-    model = fit_choice_model(states, preferred, rejected)
+    model = fit_choice_model(states, preferred[:_PRIOR_USERS], rejected[:_PRIOR_USERS])
     probe = Probe.fit(read_people(trained, train, crowd, readings), encoder.transform)
 
     read = embeddings(new, encoder.transform, exam.panel, COUNTS)
     start = exam.right(_taste(np.tile(everyone, (users, 1))))
-    believed = {count: (probe(read[count]), bayes(exam.panel, count)) for count in COUNTS}
-    counts = {}
-    for count, (by_vlm, by_bayes) in believed.items():
+    best, counts = bayes(exam.panel, COUNTS), {}
+    for count in COUNTS:
+        by_vlm, by_bayes = probe(read[count]), best[count]
         ours, end = exam.right(by_vlm), exam.right(by_bayes)
         simple, certainty = choice_model_right(model, new_states, exam, count)
         counts[str(count)] = {
@@ -282,3 +289,10 @@ def choices_markdown(report: dict[str, Any]) -> str:
               "|---|---|---|"]  # fmt: skip
     lines += [f"| {axis} | {r['vlm']:.2f} | {r['bayes']:.2f} |" for axis, r in four["axes"].items()]
     return "\n".join(lines) + "\n"
+
+
+def write_choices(report: dict[str, Any], out: Path) -> None:
+    """``choices.json`` and ``choices.md`` in the directory ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "choices.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "choices.md").write_text(choices_markdown(report))
