@@ -6,6 +6,7 @@ A comment before each block says how it is checked:
 - ``readme: server``  run as it stands against a real server, in the README's order;
 - ``readme: make``    the targets exist and make can plan them. Running them here would be a circle:
   ``make test`` is what runs this test, and the others start from the same set-up.
+- ``readme: short``   run in the README's order, with two training steps in place of many;
 - ``readme: options`` a training command that would take hours: it exists and has these options
   (tests/training/test_bootstrap.py runs them all on a tiny budget).
 """
@@ -27,6 +28,7 @@ import httpx
 import pytest
 import typer
 
+from ppd_serve.release import load_release
 from training.__main__ import app
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +73,7 @@ def execute(block: Block, where: Path, url: str = URL) -> str:
 
 
 def test_every_block_says_how_it_is_checked():
-    kinds = {"run", "server", "make", "options"}
+    kinds = {"run", "server", "make", "short", "options"}
     assert [str(block) for block in BLOCKS if block.check not in kinds] == []
     assert {block.check for block in BLOCKS} == kinds
 
@@ -123,6 +125,20 @@ def test_links_lead_somewhere():
 @pytest.mark.parametrize("block", checked("run"), ids=str)
 def test_commands_run(block: Block, tmp_path: Path):
     execute(block, tmp_path)
+
+
+@pytest.mark.slow
+def test_training_commands_run_short(tmp_path: Path):
+    (block,) = checked("short")
+    # The default release is named by its place in the repository.
+    (tmp_path / "ppd_serve").symlink_to(ROOT / "ppd_serve")
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    code = re.sub(r"--people \d+", "--people 30", re.sub(r"--steps \d+", "--steps 2", block.code))
+    said = execute(Block(block.language, code, block.check), tmp_path)
+    assert "held_out" in said
+    made = load_release(tmp_path / "runs" / "mine-ppd" / "release")
+    made.check()
+    assert made.version.endswith("+dpo-user")
 
 
 def free_port() -> str:
