@@ -1,4 +1,4 @@
-"""``python -m training``: rows, prepare, train, evaluate, bootstrap, demo."""
+"""``python -m training``: rows, prepare, train, evaluate, choices, bootstrap, demo."""
 
 from __future__ import annotations
 
@@ -237,6 +237,31 @@ def tune(
         )
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@app.command()
+def choices(
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    split: Annotated[Literal["dev", "test", "confirm"], typer.Option()] = "dev",
+    users: int = 500,
+    out: Annotated[Path, typer.Option(help="Directory for choices.json and choices.md.")] = Path(
+        "runs/choices"
+    ),
+) -> None:
+    """Ask new users twenty more questions: what the VLM, a choice model and Bayes' rule foresee."""
+    from ppd_serve.release import load_release
+    from training.budget import Budget
+    from training.data.pool import load_pool
+    from training.evaluate.choices import choices_markdown, measure_choices, write_choices
+    from training.evaluate.run import POOL_SIZE
+
+    encoder = load_release(release).load_encoder()
+    seen = load_pool(work / "pool", "train", Budget().pool)
+    held_out = load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
+    report = measure_choices(encoder, seen, held_out, split, users)
+    write_choices(report, out)
+    typer.echo(choices_markdown(report))
 
 
 if __name__ == "__main__":
