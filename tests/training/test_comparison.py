@@ -1,0 +1,100 @@
+"""The comparison at its smallest: the real release, a few people, one step of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppd_serve.release import load_release
+from training.comparison import synthetic_users
+from training.comparison.methods import Arm, compare_methods, methods_markdown
+from training.comparison.synthetic_users import (
+    compare_synthetic_users,
+    one_reward_each,
+    synthetic_markdown,
+    their_choices,
+)
+from training.data import studio
+from training.data.pool import load_pool
+from training.data.world import AXES
+
+RELEASE = Path("ppd_serve/assets/studio")
+POOL = 300
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(autouse=True)
+def a_small_studio(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (studio, synthetic_users):
+        monkeypatch.setattr(module, "PICTURES", {"train": POOL, "dev": POOL})
+    monkeypatch.setattr(studio, "PEOPLE", {"train": 12, "dev": 4})
+    monkeypatch.setattr(synthetic_users, "_PAIRS", {"train": 12, "dev": 4})
+
+
+@pytest.mark.slow
+def test_methods_side_by_side(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = (Arm("kto", "none"), Arm("dpo", "user"))
+
+    def run() -> dict:
+        return compare_methods(
+            RELEASE, tmp_path, work, split="dev", users=3, seeds=2, steps=1, arms=arms,
+            pool_size=POOL,
+        )  # fmt: skip
+
+    report = run()
+    assert set(report["arms"]) == {"kto-none", "dpo-user"} and set(report["ppd_minus"]) == {
+        "kto-none"
+    }
+    for row in report["arms"].values():
+        assert row["win_rate"]["count"] == 2 * 3 and len(row["by_seed"]) == 2
+        pooled = np.mean([seed["value"] for seed in row["by_seed"]])
+        assert row["win_rate"]["value"] == pytest.approx(pooled)
+    page = methods_markdown(report)
+    assert "| **PPD** (dpo-user) |" in page and "| kto-none |" in page
+
+    # All of it is kept: a second call neither trains nor draws.
+    monkeypatch.setattr("training.comparison.runs.draw", None)
+    monkeypatch.setattr("training.comparison.runs.train", None)
+    assert run() == report
+
+
+@pytest.mark.slow
+def test_pictures_of_another_panel_are_not_taken(work: Path, tmp_path: Path) -> None:
+    def run(users: int) -> dict:
+        return compare_methods(
+            RELEASE, tmp_path, work, split="dev", users=users, seeds=1, steps=1, arms=(),
+            pool_size=POOL,
+        )  # fmt: skip
+
+    run(2)
+    with pytest.raises(ValueError, match="holds 2 pictures, not 3"):
+        run(3)
+
+
+@pytest.mark.slow
+def test_synthetic_users_want_one_thing_each(work: Path, tmp_path: Path) -> None:
+    made = their_choices(load_release(RELEASE), work, "dev")
+    scores = load_pool(work / "pool", "dev", POOL).scores
+    better = scores[made.preferred] - scores[made.rejected]
+    own = better[np.arange(len(made)), made.user]
+    assert made.users == len(AXES) and (own > 0).mean() > 0.7
+    assert np.linalg.matrix_rank(made.readings.reshape(len(AXES), -1)) == len(AXES)
+
+    report = compare_synthetic_users(
+        RELEASE, tmp_path, work, split="dev", pictures=1, steps=1, pool_size=POOL
+    )
+    assert set(report["gains"]) == {"sft", "dpo", "ppd"}
+    assert report["between"]["pairs"] == 4
+    assert "| warmth |" in synthetic_markdown(report)
+
+
+def test_each_wants_their_own_axis() -> None:
+    eight = one_reward_each(2)
+    scores = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
+    np.testing.assert_allclose(eight.reward(scores), scores[np.arange(16), np.arange(16) % 8])

@@ -1,0 +1,70 @@
+"""One run of a comparison: train by the command's own job, draw a panel, keep what the judges say.
+
+Both are kept in the run's directory, so that a comparison that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.release import Release
+from training.evaluate.content import ContentJudge
+from training.evaluate.studio import Array, Outcome, Panel, draw, judged, requests
+from training.run import Job, train
+
+SCALE = 1.0  # the branch as it was trained; a release chooses its own on dev users
+_SHOWN = 12  # pictures kept to be looked at
+
+
+class Interrupted(Exception):
+    """A run was stopped and saved; the same comparison goes on from there."""
+
+
+def trained(job: Job) -> Path:
+    """The run's user branch, trained unless it is there already."""
+    path = job.out / "ip_adapter.safetensors"
+    if not (job.out / "report.json").exists() and not train(job):
+        raise Interrupted(job.out.name)
+    return path
+
+
+def outcome(
+    name: str,
+    directory: Path,
+    release: Release,
+    panel: Panel,
+    judge: ContentJudge,
+    *,
+    adapter: Path | None = None,
+    users: Sequence[Sequence[tuple[Array, float]]] | None = None,
+) -> Outcome:
+    """The panel's pictures as the judges see them. Kept; of the pictures only the first."""
+    kept = directory / f"{name}.npz"
+    if not kept.exists():
+        backbone = release.load_backbone()
+        branch = UserAdapter.load(adapter, backbone.denoiser) if adapter else None
+        engine = Engine(
+            backbone,
+            branch,
+            max_rows=16,
+            embedding_rows=(release.manifest.embedding_shape or (1,))[0],
+        ).start()
+        wanted = requests(panel, release.defaults, users, preference_scale=SCALE)
+        try:
+            found = judged(panel, draw(engine, wanted, f"{directory.name} {name}"), judge)
+        finally:
+            engine.stop()
+        directory.mkdir(parents=True, exist_ok=True)
+        draft = directory / f"draft-{name}.npz"
+        np.savez(draft, images=found.images[:_SHOWN], scores=found.scores, reward=found.reward,
+                 content=found.content)  # fmt: skip
+        draft.rename(kept)
+    stored = np.load(kept)
+    if len(stored["reward"]) != len(panel):
+        raise ValueError(f"{kept}: holds {len(stored['reward'])} pictures, not {len(panel)}")
+    return Outcome(*(stored[key] for key in ("images", "scores", "reward", "content")))
