@@ -264,5 +264,36 @@ def choices(
     typer.echo(choices_markdown(report))
 
 
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Runs, pictures' scores and figures; resumed from.")],
+    what: Annotated[Literal["methods", "synthetic-users"], typer.Option()] = "methods",
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    split: str = "test",
+    users: Annotated[int, typer.Option(help="New people; or pictures of each.")] = 200,
+    seeds: Annotated[int, typer.Option(help="Training seeds of every method.")] = 3,
+    steps: int = 300,
+) -> None:
+    """Train every method on one budget and judge them beside each other."""
+    import json
+
+    from training.comparison import methods, synthetic_users
+
+    if what == "methods":
+        report = methods.compare_methods(
+            release, out, work, split=split, users=users, seeds=seeds, steps=steps
+        )
+        page = methods.methods_markdown(report)
+    else:
+        report = synthetic_users.compare_synthetic_users(
+            release, out, work, split=split, pictures=users, steps=steps
+        )
+        page = synthetic_users.synthetic_markdown(report)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "report.md").write_text(page)
+    typer.echo(page)
+
+
 if __name__ == "__main__":
     app()
