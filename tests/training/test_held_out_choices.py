@@ -170,12 +170,14 @@ def test_the_choice_model_is_asked_the_same_questions(pool: Pool, exam: Exam) ->
     """Looking at the judged scores themselves it is nearly Bayes for all whose taste is linear."""
     model = ChoiceModel(np.eye(8), np.zeros(8), 2 * np.eye(8))
     none = choice_model_right(model, pool.scores, exam, 0)
-    np.testing.assert_array_equal(none, [[0.5] * USERS, [0] * USERS])
-    right, certainty = zip(
+    np.testing.assert_array_equal(none, [[0.5] * USERS, [0.5] * USERS, [0] * USERS])
+    right, by_chunks, certainty = zip(
         *(choice_model_right(model, pool.scores, exam, n) for n in COUNTS), strict=True
     )
     assert np.diff(np.mean(certainty, 1)).min() > 0
     assert np.mean(right[-1]) > np.mean(right[0]) + 0.05
+    np.testing.assert_array_equal(right[:3], by_chunks[:3])  # up to one chunk
+    assert (right[-1] != by_chunks[-1]).any()
     assert np.mean(right[2]) == pytest.approx(
         exam.right(bayes_mean(exam.panel, 4)).mean(), abs=0.06
     )
