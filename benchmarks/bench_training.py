@@ -130,7 +130,7 @@ class PlainLoop:
                 states = self.text(words.input_ids)[0].repeat(2, 1, 1)
             if embedding_BRE is None:
                 with on("VLM"):
-                    embedding_BRE = torch.stack([self.read(e.earlier) for e in examples])
+                    embedding_BRE = self.read([example.earlier for example in examples])
         t, noise = t_B.repeat(2), noise_BCHW.repeat(2, 1, 1, 1)  # shared inside a pair
         noisy = self.noising.add_noise(z, noise, t)
         target = self.noising.get_velocity(z, noise, t)
@@ -144,9 +144,20 @@ class PlainLoop:
         r_w, r_l = (predicted - target).square().mean((1, 2, 3)).chunk(2)
         return -F.logsigmoid(-0.5 * self.how.beta * ((m_w - m_l) - (r_w - r_l))).mean()
 
-    def read(self, pairs: Sequence[Pair]) -> Tensor:
-        """Who made these choices, ``[rows, dim]``."""
-        return torch.from_numpy(self.encoder.transform(state(self.encoder, pairs)))
+    def read(self, users: Sequence[Sequence[Pair]]) -> Tensor:
+        """Who made these choices, ``[B, rows, dim]``: all in one forward, which the server's
+        encoder does not do, but a loop that minds its time would."""
+        prompt, processor = self.encoder.config.prompt, self.encoder.processor
+        shown = [[(p.prompt, opened(p.preferred), opened(p.rejected)) for p in own]
+                 for own in users]  # fmt: skip
+        inputs = processor(
+            text=[processor.apply_chat_template(prompt.conversation(x), add_generation_prompt=True)
+                  for x in shown],
+            images=[prompt.images(x) for x in shown], padding=True, return_tensors="pt",
+        )  # fmt: skip
+        seen = self.encoder.model(**inputs, use_cache=False, output_hidden_states=True)
+        last = [seen.hidden_states[k][:, -1] for k in self.encoder.config.layers]
+        return torch.from_numpy(self.encoder.transform(torch.stack(last, 1).numpy()))
 
     def step(self, examples: Sequence[Example], samples: Samples, *, users_known: bool) -> None:
         known = samples.embedding if users_known else None
@@ -292,6 +303,7 @@ def about() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     return {
         "machine": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+        "clock": "processor's seconds" if torch.get_num_threads() == 1 else "seconds",
         "torch": torch.__version__,
         "commit": commit or "unknown",
     }
@@ -300,7 +312,8 @@ def about() -> dict[str, str]:
 def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"{report['machine']}, torch {report['torch']}, {report['release']}, commit "
-        f"{report['commit']}; {report['turns']} turns, {report['batch']} pairs a step",
+        f"{report['commit']}; {report['turns']} turns, {report['batch']} pairs a step, "
+        f"{report['clock']}",
         "",
         "| loop | pairs/s | s/step | the trainer is faster by (quartiles) |",
         "|---|---|---|---|",
