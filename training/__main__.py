@@ -202,15 +202,22 @@ def evaluate(
     work: Path = WORK,
     split: str = "test",
     users: int = 1000,
-    side_users: int = 300,
+    side_users: Annotated[int, typer.Option(help="For controls, scales, other counts.")] = 300,
+    adherence_pictures: Annotated[
+        int, typer.Option(help="Of base and taste each, for what taste costs in content.")
+    ] = 0,
+    interpolation_pairs: Annotated[
+        int, typer.Option(help="Pairs of users to draw between, 80 pictures each.")
+    ] = 20,
 ) -> None:
     """Judge a release on new users and held-out captions; JSON, Markdown and a contact sheet."""
+    from training.evaluate.report import markdown, write_report
     from training.evaluate.run import evaluate as judge
-    from training.evaluate.run import markdown, write_report
 
     report, outcomes, panel = judge(
-        release, split=split, users=users, side_users=side_users, work=work
-    )
+        release, split=split, users=users, side_users=side_users, work=work,
+        adherence_pictures=adherence_pictures, interpolation_pairs=interpolation_pairs,
+    )  # fmt: skip
     write_report(report, outcomes, panel.captions, out)
     typer.echo(markdown(report))
 

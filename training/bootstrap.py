@@ -36,7 +36,8 @@ from training.data.studio import assemble, caption_text
 from training.data.users import people
 from training.data.world import CAPTIONS, SIDE
 from training.evaluate.implicit import implicit_accuracy
-from training.evaluate.run import CONTROLS, POPULATION, evaluate, markdown, write_report
+from training.evaluate.report import markdown, write_report
+from training.evaluate.run import CONTROLS, POPULATION, evaluate
 from training.policy import Policy
 from training.recipes import Recipe, recipe
 from training.stage import Metrics, Stage

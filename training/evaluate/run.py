@@ -25,8 +25,6 @@ from training.evaluate.adherence import content_table, further_rounds
 from training.evaluate.content import load_judge
 from training.evaluate.identification import identification
 from training.evaluate.interpolation import blends, interpolation
-from training.evaluate.report import markdown as markdown
-from training.evaluate.report import write_report as write_report
 from training.evaluate.studio import (
     Array,
     Outcome,
