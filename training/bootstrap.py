@@ -212,6 +212,7 @@ class Bootstrap:
                 self.reader(model, "train"), self.pool(), self.work,
                 steps=self.budget.profile_steps,
                 held_out=(self.reader(model, "dev"), self.pool("dev"), people("dev", 300)),
+                trained=self.start is not None,
             ))  # fmt: skip
             model.half().save_pretrained(draft)
 

@@ -28,6 +28,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from ppd_serve.preferences.encoder import CHUNK, EncoderConfig
 from ppd_serve.preferences.prompt import FewShotPrompt
 from training.autoencoder import to_input
+from training.data.bayes import Prior
 from training.data.pool import PairSampler, Pool
 from training.data.users import Tastes, sample_tastes
 from training.data.world import AXES, CAPTIONS, SIDE, Caption
@@ -36,7 +37,10 @@ from training.tokenizer import train_tokenizer
 
 IMAGE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 END = "<end_of_utterance>"
+Index = NDArray[np.int64]
 IMAGE_TOKENS = 4
+_TEACHER = 4_000  # people among whom Bayes' rule looks
+_SHORT, _MIXED = (0.6, 0.4, 0, 0), (0.1, 0.15, 0.2, 0.55)  # shares of 1, 2, 3 and 4 pairs
 PATCH = 16
 
 STUDIO_PROMPT = FewShotPrompt(
@@ -259,8 +263,12 @@ def profile_stage(
     rank: int = 48,
     people: Tastes | None = None,
     held_out: tuple[Reader, Pool, Tastes] | None = None,
+    trained: bool = False,
 ) -> Stage:
-    """Language part: rank a person's further choices from 1-4 of their pairs, write the profile."""
+    """Language part: rank a person's further choices from 1-4 of their pairs, write the profile.
+
+    ``trained``: it can do so already; only its heads are new, and they learn alone at first.
+    """
     model = reader.model
     width = model.config.text_config.hidden_size
     model.requires_grad_(False)
@@ -277,25 +285,17 @@ def profile_stage(
     difference = nn.Linear(width, len(AXES))
     for head in (picture, person, difference):
         head.to(model.device)
-    sampler = PairSampler(pool)
+    sampler, prior = PairSampler(pool), Prior.of(_TEACHER, seed=13)
 
-    def ranking(
-        read: Reader,
-        sample: PairSampler,
-        tastes: Tastes,
-        state: Tensor,
-        count: int,
-        rng: np.random.Generator,
-    ) -> tuple[Tensor, float]:
-        asked, other = sample.draw(tastes, count, rng)
-        margin = picture(read.features[asked]) - picture(read.features[other])
-        logit = (margin * person(state)[:, None]).sum(-1) / rank**0.5
-        return -F.logsigmoid(logit).mean(), float((logit > 0).float().mean())
+    def logits(read: Reader, state: Tensor, first: Index, second: Index) -> Tensor:
+        """How much rather the first of two pictures ``[B, Q]``."""
+        margin = picture(read.features[first]) - picture(read.features[second])
+        return (margin * person(state)[:, None]).sum(-1) / rank**0.5
 
     def loss(step: int, draw: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         # Short contexts first: one pair is the whole lesson, four are a longer one.
-        shares = [0.6, 0.4, 0, 0] if step < 0.15 * steps else [0.1, 0.15, 0.2, 0.55]
-        count = int(draw.numpy.choice(CHUNK, p=shares)) + 1
+        short = step < 0.15 * steps and not trained
+        count = int(draw.numpy.choice(CHUNK, p=_SHORT if short else _MIXED)) + 1
         rows = readings // max(2, count)
         tastes = (
             sample_tastes(rows, draw.numpy)
@@ -305,19 +305,30 @@ def profile_stage(
         preferred, rejected = sampler.draw(tastes, count, draw.numpy)
         profiles = [profile_of(tastes, i) for i in range(rows)]
         state, writing = reader.states(pool.captions[preferred], preferred, rejected, profiles)
-        rank_loss, accuracy = ranking(reader, sampler, tastes, state, questions, draw.numpy)
+        if trained and step < 0.1 * steps:
+            state = state.detach()
+        asked, other = sampler.draw(tastes, questions, draw.numpy)
+        # The answers themselves would teach the same in the end; what Bayes' rule expects of them
+        # says it without their noise.
+        posterior = prior.posterior(pool.scores[preferred], pool.scores[rejected])
+        expected = prior.foreseen(posterior, pool.scores[asked], pool.scores[other])
+        logit = logits(reader, state, asked, other)
+        target = torch.from_numpy(expected).to(logit)
+        rank_loss = F.binary_cross_entropy_with_logits(logit, target)
+        surprise = rank_loss.detach() - F.binary_cross_entropy(target, target)
         # A dense lesson to start from: what do the preferred pictures have more of? Without it the
         # ranking loss sits at chance for hundreds of steps.
         more = (pool.scores[preferred] - pool.scores[rejected]).mean(1) * (count / 2) ** 0.5
         dense = F.mse_loss(difference(state), torch.from_numpy(more).to(model.device))
-        share = max(0.1, 1 - step / (0.5 * steps))
+        share = 0.1 if trained else max(0.1, 1 - step / (0.5 * steps))
         assert writing is not None
         yield (
             3 * rank_loss + share * dense + 0.2 * writing,
             {
                 "rank": float(rank_loss.detach()),
+                "behind_bayes": float(surprise),
                 "dense": float(dense.detach()),
-                "accuracy": accuracy,
+                "accuracy": float((logit > 0).float().mean()),
                 "writing": float(writing.detach()),
             },
         )
@@ -332,7 +343,8 @@ def profile_stage(
         for count in (1, 2, 4):
             w, x = sample.draw(tastes, count, rng)
             state, _ = read.states(other.captions[w], w, x)
-            _, found[f"dev_accuracy_{count}"] = ranking(read, sample, tastes, state, 64, rng)
+            logit = logits(read, state, *sample.draw(tastes, 64, rng))
+            found[f"dev_accuracy_{count}"] = float((logit > 0).float().mean())
         return found
 
     return Stage(
@@ -341,6 +353,6 @@ def profile_stage(
             "language": language, "picture": picture, "person": person, "difference": difference,
         },
         loss=loss,
-        steps=steps, learning_rate=1e-3, betas=(0.9, 0.98), ema_decay=0.995,
+        steps=steps, learning_rate=3e-4 if trained else 1e-3, betas=(0.9, 0.98), ema_decay=0.995,
         peek=peek, peek_every=200,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from ppd_serve.preferences.transform import BetweenUserTransform
 from training import vlm
 from training.choice_prior import fit_choice_model
 from training.data.audience import Audience, read_people, taste_features
+from training.data.bayes import reward_features
 from training.data.fingerprint import FROZEN, fingerprint
 from training.data.pool import PairSampler, Pool
 from training.data.users import KINDS, Tastes, people
@@ -83,7 +84,7 @@ def _taste(coefficients: Array) -> Tastes:
 
 def population(preferred: Array, rejected: Array) -> Array:
     """Logistic regression of everybody's choices on their scores ``[M, 8]``: coefficients [16]."""
-    differences = np.concatenate([preferred - rejected, rejected**2 - preferred**2], 1)
+    differences = reward_features(preferred, rejected)
     size = differences.shape[1]
     wide = ChoiceModel(np.eye(size), np.zeros(size), 100 * np.eye(size))
     return wide.fit(differences).mean

@@ -20,10 +20,11 @@ from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import Defaults, GenerationRequest, User
 from ppd_serve.preferences.encoder import Encoder
 from ppd_serve.preferences.pairs import Pair
+from training.data.bayes import Prior
 from training.data.judge import scores
 from training.data.pool import PairSampler, Pool
 from training.data.rows import pair_of, studio_rows
-from training.data.users import CHOICE_SHARPNESS, Tastes, people, sample_tastes
+from training.data.users import Tastes, people
 from training.data.world import CAPTIONS, HELD_OUT_CAPTIONS
 from training.evaluate.content import ContentJudge, content_right
 
@@ -125,23 +126,13 @@ def judged(panel: Panel, images: NDArray[np.uint8], judge: ContentJudge) -> Outc
 
 
 def bayes_mean(panel: Panel, pairs: int, samples: int = 20_000, seed: int = 7) -> Tastes:
-    """Posterior mean taste from the first ``pairs`` choices, by importance sampling of the prior.
-
-    What an ideal reader that knows the world's prior, noise and pixel scores could learn.
-    """
-    prior = sample_tastes(samples, np.random.default_rng(seed))
-    linear = prior.weight + 2 * prior.curvature * prior.level  # r(z) = linear·z - curvature·z² + c
-    out = []
-    for user in range(len(panel)):
-        z_w = panel.pool.scores[panel.preferred[user, :pairs]]
-        z_l = panel.pool.scores[panel.rejected[user, :pairs]]
-        margin = (z_w - z_l) @ linear.T - (z_w**2 - z_l**2) @ prior.curvature.T
-        log_likelihood = -np.logaddexp(0, -CHOICE_SHARPNESS * margin).sum(0)
-        weight = np.exp(log_likelihood - log_likelihood.max())
-        weight /= weight.sum()
-        out.append((weight @ linear, weight @ prior.curvature))
-    mean_linear, curvature = (np.array(v, np.float32) for v in zip(*out, strict=True))
-    return Tastes(mean_linear, curvature, np.zeros_like(curvature))
+    """Posterior mean tastes from the first ``pairs`` choices: what an ideal reader could learn."""
+    prior = Prior.of(samples, seed)
+    scores, first = panel.pool.scores, np.s_[:, :pairs]
+    chosen = scores[panel.preferred[first]], scores[panel.rejected[first]]
+    parts = range(0, len(panel), 64)  # [64, pairs, samples] at once
+    posterior = (prior.posterior(*(c[k : k + 64] for c in chosen)) for k in parts)
+    return prior.mean(np.concatenate(list(posterior)))
 
 
 def diversity_kept(panel: Panel, base: Outcome, personal: Outcome) -> float | None:
