@@ -133,7 +133,7 @@ class Bootstrap:
         return load(AutoencoderTiny, self.once("vae-core", make))
 
     def latents(self, name: str = "train") -> torch.Tensor:
-        """Raw latents of a pool; divide by the training pool's spread before use."""
+        """Raw latents of a pool; times ``scaling_factor`` before use."""
 
         def make(draft: Path) -> None:
             vae = self.vae_core().to(self.device)
@@ -141,16 +141,19 @@ class Bootstrap:
 
         return torch.load(self.once(f"latents-{name}.pt", make), weights_only=True)
 
+    def scaling_factor(self) -> float:
+        return float(base.LATENT_SPREAD / self.latents().std())
+
     def base(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
         def make(draft: Path) -> None:
-            latents = self.latents()
+            latents = self.latents() * self.scaling_factor()
             tokenizer = base.new_tokenizer()
             text, unet = base.new_text_encoder(tokenizer), base.new_unet()
             if self.start:
                 text = load(CLIPTextModel, self.start / "backbone" / "text_encoder")
                 unet = load(UNet2DConditionModel, self.start / "backbone" / "unet")
             self.train(base.base_stage(
-                unet, text, tokenizer, latents / latents.std(), self.pool().captions, self.work,
+                unet, text, tokenizer, latents, self.pool().captions, self.work,
                 steps=self.budget.base_steps, batch=self.budget.base_batch, seed=self.seed,
                 bf16=self.bf16, device=self.device,
             ))  # fmt: skip
@@ -248,7 +251,7 @@ class Bootstrap:
         def make(draft: Path) -> None:
             unet, text = self.base()
             vae = self.vae_core()
-            vae.register_to_config(scaling_factor=float(1 / self.latents().std()))
+            vae.register_to_config(scaling_factor=self.scaling_factor())
             base.save_backbone(draft, vae, text, base.new_tokenizer(), unet)
 
         return load_backbone(self.once("backbone", make), self.device)
@@ -257,7 +260,7 @@ class Bootstrap:
         train = split == "train"
         people, readings = (self.budget.people, self.budget.readings) if train else (300, 3)
         return assemble(
-            self.pool(split), self.latents(split) / self.latents().std(), caption_text(backbone),
+            self.pool(split), self.latents(split) * self.scaling_factor(), caption_text(backbone),
             self.audience(split, people, readings), self.transform(), self.features(split),
         )  # fmt: skip
 
@@ -318,7 +321,7 @@ class Bootstrap:
         """Put the parts together, fp16 safetensors in diffusers' and transformers' own formats."""
         unet, text = self.base()
         vae = self.vae()
-        vae.register_to_config(scaling_factor=float(1 / self.latents().std()))
+        vae.register_to_config(scaling_factor=self.scaling_factor())
         draft = out.with_name(out.name + ".draft")
         shutil.rmtree(draft, ignore_errors=True)
         base.save_backbone(draft / "backbone", vae, text, base.new_tokenizer(), unet)
