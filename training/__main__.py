@@ -274,7 +274,7 @@ def choices(
 @app.command()
 def compare(
     out: Annotated[Path, typer.Option(help="Runs, pictures' scores and figures; resumed from.")],
-    what: Annotated[Literal["methods", "synthetic-users"], typer.Option()] = "methods",
+    what: Annotated[Literal["methods", "synthetic-users", "style"], typer.Option()] = "methods",
     release: Path = DEFAULT_RELEASE,
     work: Path = WORK,
     split: str = "test",
@@ -285,13 +285,16 @@ def compare(
     """Train every method on one budget and judge them beside each other."""
     import json
 
-    from training.comparison import methods, synthetic_users
+    from training.comparison import methods, style, synthetic_users
 
     if what == "methods":
         report = methods.compare_methods(
             release, out, work, split=split, users=users, seeds=seeds, steps=steps
         )
         page = methods.methods_markdown(report)
+    elif what == "style":
+        report = style.compare_style(release, out, work, split=split, pictures=users, steps=steps)
+        page = style.style_markdown(report)
     else:
         report = synthetic_users.compare_synthetic_users(
             release, out, work, split=split, pictures=users, steps=steps

@@ -10,6 +10,7 @@ import pytest
 from ppd_serve.release import load_release
 from training.comparison import synthetic_users
 from training.comparison.methods import Arm, compare_methods, methods_markdown
+from training.comparison.style import compare_style, painted, style_markdown
 from training.comparison.synthetic_users import (
     compare_synthetic_users,
     one_reward_each,
@@ -17,8 +18,9 @@ from training.comparison.synthetic_users import (
     their_choices,
 )
 from training.data import studio
+from training.data.judge import scores
 from training.data.pool import load_pool
-from training.data.world import AXES
+from training.data.world import AXES, CAPTIONS
 
 RELEASE = Path("ppd_serve/assets/studio")
 POOL = 300
@@ -80,8 +82,8 @@ def test_pictures_of_another_panel_are_not_taken(work: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_synthetic_users_want_one_thing_each(work: Path, tmp_path: Path) -> None:
     made = their_choices(load_release(RELEASE), work, "dev")
-    scores = load_pool(work / "pool", "dev", POOL).scores
-    better = scores[made.preferred] - scores[made.rejected]
+    judged = load_pool(work / "pool", "dev", POOL).scores
+    better = judged[made.preferred] - judged[made.rejected]
     own = better[np.arange(len(made)), made.user]
     assert made.users == len(AXES) and (own > 0).mean() > 0.7
     assert np.linalg.matrix_rank(made.readings.reshape(len(AXES), -1)) == len(AXES)
@@ -94,7 +96,27 @@ def test_synthetic_users_want_one_thing_each(work: Path, tmp_path: Path) -> None
     assert "| warmth |" in synthetic_markdown(report)
 
 
+@pytest.mark.slow
+def test_one_style_for_everybody(work: Path, tmp_path: Path) -> None:
+    report = compare_style(
+        RELEASE, tmp_path, work, split="dev", pictures=8, steps=1, pool_size=POOL
+    )
+    assert set(report["alignment"]) == {"base", "sft", "dpo", "kto", "rpo", "rpo-inside"}
+    for row in report["alignment"].values():
+        assert row["distance"] > row["floor"] > 0 and row["count"] == 8
+    assert "| rpo-inside |" in style_markdown(report)
+
+
+def test_a_painted_style_is_near_itself() -> None:
+    captions = np.arange(40) % len(CAPTIONS)
+    one, other = (scores(painted(captions, seed), [CAPTIONS[c] for c in captions])
+                  for seed in (1, 2))  # fmt: skip
+    assert np.abs(one.mean(0) - other.mean(0)).max() < 0.4
+    wants_outline = one[:, AXES.index("outline")]
+    assert wants_outline.mean() > 0.5 and wants_outline.std() < 1
+
+
 def test_each_wants_their_own_axis() -> None:
     eight = one_reward_each(2)
-    scores = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
-    np.testing.assert_allclose(eight.reward(scores), scores[np.arange(16), np.arange(16) % 8])
+    judged = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
+    np.testing.assert_allclose(eight.reward(judged), judged[np.arange(16), np.arange(16) % 8])

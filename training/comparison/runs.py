@@ -42,8 +42,9 @@ def outcome(
     *,
     adapter: Path | None = None,
     users: Sequence[Sequence[tuple[Array, float]]] | None = None,
+    shown: int = _SHOWN,
 ) -> Outcome:
-    """The panel's pictures as the judges see them. Kept; of the pictures only the first."""
+    """The panel as the judges see it. Kept; of its pictures only the first ``shown``."""
     kept = directory / f"{name}.npz"
     if not kept.exists():
         backbone = release.load_backbone()
@@ -61,7 +62,7 @@ def outcome(
             engine.stop()
         directory.mkdir(parents=True, exist_ok=True)
         draft = directory / f"draft-{name}.npz"
-        np.savez(draft, images=found.images[:_SHOWN], scores=found.scores, reward=found.reward,
+        np.savez(draft, images=found.images[:shown], scores=found.scores, reward=found.reward,
                  content=found.content)  # fmt: skip
         draft.rename(kept)
     stored = np.load(kept)

@@ -13,7 +13,7 @@ can be expected below it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +37,26 @@ def style_alignment(
     features: Features, pictures: Sequence[Image], style: Sequence[Image], *, seed: int = 0
 ) -> Alignment:
     """``pictures`` against ``style``; lower is nearer. ValueError with too few of either."""
-    if len(pictures) < 2 or len(style) < 4:
-        raise ValueError(f"style: {len(style)} of 4, or pictures: {len(pictures)} of 2")
-    drawn, target = (np.asarray(features(p), np.float64) for p in (pictures, style))
+    _enough(pictures, style)
+    return aligned(features(pictures), features(style), seed=seed)
+
+
+def aligned(
+    pictures: NDArray[np.floating], style: NDArray[np.floating], *, seed: int = 0
+) -> Alignment:
+    """The same from features ``[N, dim]`` and ``[M, dim]``."""
+    _enough(pictures, style)
+    drawn, target = (np.asarray(found, np.float64) for found in (pictures, style))
     rng = np.random.default_rng(seed)
     drawn, target = rng.permutation(drawn), rng.permutation(target)
     count = min(len(drawn), len(target) // 2)
     first, second = target[:count], target[count : 2 * count]
     return Alignment(frechet(drawn[:count], first), frechet(second, first), count)
+
+
+def _enough(pictures: Sized, style: Sized) -> None:
+    if len(pictures) < 2 or len(style) < 4:
+        raise ValueError(f"style: {len(style)} of 4, or pictures: {len(pictures)} of 2")
 
 
 def frechet(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
