@@ -22,7 +22,8 @@ from training.recipes import Recipe
 from training.train import PreferenceTraining, stage_of
 
 STUDIO = "studio"  # in place of a prepared directory: the studio world
-HELD_OUT_BATCHES = 40
+HELD_OUT_BATCHES = (8, 40)  # at least and at most
+_DRAWS = 4  # of noise and timestep for every held-out pair, as far as that goes
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
     how = job.recipe.model_copy(
         update={**plain, "batch": min(32, job.recipe.batch), "micro_batch": None}
     )
-    found = PreferenceTraining(how, unseen, policy).evaluated(HELD_OUT_BATCHES)
+    batches = int(np.clip(_DRAWS * len(unseen) // how.batch, *HELD_OUT_BATCHES))
+    found = PreferenceTraining(how, unseen, policy).evaluated(batches)
     mean, low, high = bootstrap_mean(np.array([gain for gain, _ in found]))
     stats = {k: float(np.mean([s[k] for _, s in found])) for k in found[0][1]}
     return {"improvement": {"mean": mean, "low": low, "high": high}, **stats,
