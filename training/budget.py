@@ -33,7 +33,7 @@ BUDGETS = {
     "cpu": Budget(),
     "tiny": Budget(
         pool=1_000, dev_pool=500, autoencoder_steps=40, decoder_steps=15, look_steps=120,
-        base_steps=40, profile_steps=120, people=200, readings=3, adapter_steps=15,
+        base_steps=40, base_batch=16, profile_steps=120, people=200, readings=3, adapter_steps=15,
         population_steps=5, gate_pairs=64, report_users=4,
     ),
     "cuda": Budget(
