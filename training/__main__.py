@@ -281,6 +281,7 @@ def compare(
     users: Annotated[int, typer.Option(help="New people; or pictures of each.")] = 200,
     seeds: Annotated[int, typer.Option(help="Training seeds of every method.")] = 3,
     steps: int = 300,
+    bf16: Annotated[bool, typer.Option(help="bf16 autocast in training.")] = False,
 ) -> None:
     """Train every method on one budget and judge them beside each other."""
     import json
@@ -289,15 +290,24 @@ def compare(
 
     if what == "methods":
         report = methods.compare_methods(
-            release, out, work, split=split, users=users, seeds=seeds, steps=steps
+            release,
+            out,
+            work,
+            split=split,
+            users=users,
+            seeds=seeds,
+            steps=steps,
+            bf16=bf16,
         )
         page = methods.methods_markdown(report)
     elif what == "style":
-        report = style.compare_style(release, out, work, split=split, pictures=users, steps=steps)
+        report = style.compare_style(
+            release, out, work, split=split, pictures=users, steps=steps, bf16=bf16
+        )
         page = style.style_markdown(report)
     else:
         report = synthetic_users.compare_synthetic_users(
-            release, out, work, split=split, pictures=users, steps=steps
+            release, out, work, split=split, pictures=users, steps=steps, bf16=bf16
         )
         page = synthetic_users.synthetic_markdown(report)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")

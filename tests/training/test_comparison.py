@@ -21,6 +21,7 @@ from training.data import studio
 from training.data.judge import scores
 from training.data.pool import load_pool
 from training.data.world import AXES, CAPTIONS
+from training.evaluate import interpolation
 
 RELEASE = Path("ppd_serve/assets/studio")
 POOL = 300
@@ -37,6 +38,7 @@ def a_small_studio(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PICTURES", {"train": POOL, "dev": POOL})
     monkeypatch.setattr(studio, "PEOPLE", {"train": 12, "dev": 4})
     monkeypatch.setattr(synthetic_users, "_PAIRS", {"train": 12, "dev": 4})
+    monkeypatch.setattr(interpolation, "PICTURES", 1)
 
 
 @pytest.mark.slow

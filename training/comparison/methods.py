@@ -46,9 +46,11 @@ class Arm:
     def __str__(self) -> str:
         return f"{self.method}-{self.conditioning}"
 
-    def job(self, seed: int, steps: int, release: Path, out: Path, work: Path) -> Job:
+    def job(
+        self, seed: int, steps: int, release: Path, out: Path, work: Path, *, bf16: bool
+    ) -> Job:
         how = recipe(
-            f"studio-{self.method}", None, self.conditioning, steps=steps, seed=seed, bf16=True
+            f"studio-{self.method}", None, self.conditioning, steps=steps, seed=seed, bf16=bf16
         )
         return Job(how, STUDIO, release, out / f"{self}-{seed}", work)
 
@@ -65,6 +67,7 @@ def compare_methods(
     users: int,
     seeds: int,
     steps: int,
+    bf16: bool = False,
     arms: tuple[Arm, ...] = ARMS,
     pool_size: int = POOL_SIZE,
 ) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def compare_methods(
     drawn: dict[str, list[Outcome]] = {str(arm): [] for arm in arms}
     for seed in range(seeds):  # so that an unfinished comparison has all arms of the first seeds
         for arm in arms:
-            job = arm.job(seed, steps, release_path, out, work)
+            job = arm.job(seed, steps, release_path, out, work, bf16=bf16)
             shape = release.manifest.embedding_shape or (1, 1)
             fed = read if arm.conditioning == "user" else np.ones((users, *shape), np.float32)
             drawn[str(arm)].append(

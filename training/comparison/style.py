@@ -84,6 +84,7 @@ def compare_style(
     pictures: int,
     steps: int,
     seed: int = 0,
+    bf16: bool = False,
     pool_size: int = POOL_SIZE,
 ) -> dict[str, Any]:
     """``pictures`` of every method against the style; learned from as many pairs."""
@@ -102,7 +103,7 @@ def compare_style(
     shape = release.manifest.embedding_shape or (1, 1)
     everybody = one(np.ones((pictures, *shape), np.float32))
     for name, changes in METHODS.items():
-        how = recipe(f"studio-{name.split('-')[0]}", steps=steps, seed=seed, bf16=True, **changes)
+        how = recipe(f"studio-{name.split('-')[0]}", steps=steps, seed=seed, bf16=bf16, **changes)
         job = Job(how, str(out / "choices"), release_path, out / name, work)
         found[name] = outcome(
             "panel", job.out, release, panel, judge, adapter=trained(job), users=everybody

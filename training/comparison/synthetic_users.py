@@ -74,6 +74,7 @@ def compare_synthetic_users(
     pictures: int,
     steps: int,
     seed: int = 0,
+    bf16: bool = False,
     pool_size: int = POOL_SIZE,
 ) -> dict[str, Any]:
     """``pictures`` for each of the eight, with every method, and between four pairs of them."""
@@ -89,7 +90,7 @@ def compare_synthetic_users(
     base = outcome("base", out, release, panel, judge)
     found, between = {}, {}
     for name, (objective, conditioning) in ARMS.items():
-        how = recipe(f"studio-{name}", steps=steps, seed=seed, bf16=True, known_until=None)
+        how = recipe(f"studio-{name}", steps=steps, seed=seed, bf16=bf16, known_until=None)
         assert (how.objective, how.conditioning) == (objective, conditioning)
         job = Job(how, str(data), release_path, out / name, work)
         fed, adapter = own if conditioning == "user" else constant, trained(job)
