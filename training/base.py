@@ -36,9 +36,6 @@ SCHEDULE = {
     "rescale_betas_zero_snr": True,
 }
 MIN_SNR_GAMMA = 5.0
-# The schedule was made for 64×64 latents; the same noise hides larger things on 16×16 (arXiv
-# 2301.11093). At unit spread confetti was gone at ᾱ = .89, two sampling steps before the end.
-LATENT_SPREAD = 2.0
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
@@ -158,7 +155,7 @@ def base_stage(
     bf16: bool = False,
     device: str = "cpu",
 ) -> Stage:
-    """``latents`` are scaled to a spread of LATENT_SPREAD."""
+    """``latents`` are scaled to unit spread."""
     schedule = noise_schedule()
     alphas = schedule.alphas_cumprod
     for module in (unet, text_encoder):

@@ -142,7 +142,7 @@ class Bootstrap:
         return torch.load(self.once(f"latents-{name}.pt", make), weights_only=True)
 
     def scaling_factor(self) -> float:
-        return float(base.LATENT_SPREAD / self.latents().std())
+        return float(1 / self.latents().std())
 
     def base(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
         def make(draft: Path) -> None:

@@ -57,12 +57,15 @@ def train(job: Job) -> bool:
         return False
     if processes.rank() == 0:
         policy.save(job.out)
-        report = {"recipe": how.model_dump(), "release": f"{release.name} {release.version}",
-                  "pairs": len(choices), "people": choices.users, "last": stage.history[-1:],
-                  "held_out": held_out(job, release, policy)}  # fmt: skip
-        (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        report: dict[str, Any] = {
+            "recipe": how.model_dump(), "release": f"{release.name} {release.version}",
+            "pairs": len(choices), "people": choices.users, "last": stage.history[-1:],
+            "held_out": held_out(job, release, policy),
+        }  # fmt: skip
         if how.conditioning == "user" and how.weights == "adapter":
-            write_new_release(release, job, policy)
+            write_new_release(release, job, policy, report["held_out"])
+        # Last, because whoever finds it takes the run for finished.
+        (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return True
 
 
@@ -84,14 +87,15 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
             "people": unseen.users, "batches": len(found), "batch": how.batch}  # fmt: skip
 
 
-def write_new_release(release: Release, job: Job, policy: Policy) -> Release:
+def write_new_release(
+    release: Release, job: Job, policy: Policy, measured: dict[str, Any] | None
+) -> Release:
     """The release with its adapter replaced by the new one: servable as it stands."""
     path = job.out / "release"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(release.path, path)
     assert release.manifest.adapter is not None and release.manifest.adapter.path is not None
     policy.save_adapter(path / release.manifest.adapter.path, torch.float16)
-    report = json.loads((job.out / "report.json").read_text())
     manifest = release.manifest.model_copy(
         update={
             "version": f"{release.version}+{job.recipe.name}",
@@ -99,7 +103,7 @@ def write_new_release(release: Release, job: Job, policy: Policy) -> Release:
                 "recipe": job.recipe.model_dump(),
                 "from": {"version": release.version, "training": release.manifest.training},
             },
-            "metrics": {"held_out": report["held_out"]},
+            "metrics": {"held_out": measured},
         }
     )
     return write_release(path, manifest)

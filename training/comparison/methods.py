@@ -17,7 +17,6 @@ from ppd_serve.preferences.encoder import CHUNK
 from ppd_serve.release import Release, load_release
 from training.comparison.runs import outcome, trained
 from training.data.fingerprint import FROZEN
-from training.data.pool import load_pool
 from training.evaluate.adherence import content_table
 from training.evaluate.content import load_judge
 from training.evaluate.run import POOL_SIZE, one
@@ -28,7 +27,15 @@ from training.evaluate.statistics import (
     paired_difference,
     win_rate,
 )
-from training.evaluate.studio import Array, Outcome, Panel, diversity_kept, embeddings, new_panel
+from training.evaluate.studio import (
+    Array,
+    Outcome,
+    Panel,
+    diversity_kept,
+    embeddings,
+    panel_of,
+    reading_encoder,
+)
 from training.policy import Conditioning
 from training.recipes import recipe
 from training.run import STUDIO, Job
@@ -73,8 +80,7 @@ def compare_methods(
 ) -> dict[str, Any]:
     """Train and draw what is not in ``out`` yet; the figures of all of it."""
     release, judge = load_release(release_path), load_judge()
-    pool = load_pool(work / "pool", "dev" if split == "dev" else "test", pool_size)
-    panel = new_panel(split, users, pool)
+    panel = panel_of(work, split, users, pool_size)
     read = _read(release, panel, out)
     base = outcome("base", out, release, panel, judge)
     drawn: dict[str, list[Outcome]] = {str(arm): [] for arm in arms}
@@ -102,11 +108,8 @@ def compare_methods(
 def _read(release: Release, panel: Panel, out: Path) -> Array:
     path = out / "embeddings.npy"
     if not path.exists():
-        encoder = release.load_encoder()
-        if encoder.config.position == "before_profile":  # the profile changes no embedding
-            encoder.config = encoder.config.model_copy(update={"profile": "skip"})
         out.mkdir(parents=True, exist_ok=True)
-        np.save(path, embeddings(encoder, panel, CHUNK))
+        np.save(path, embeddings(reading_encoder(release), panel, CHUNK))
     return np.asarray(np.load(path), np.float32)
 
 

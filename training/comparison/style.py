@@ -23,13 +23,12 @@ from training.data.choice_set import ChoiceSet
 from training.data.closeness import unit
 from training.data.fingerprint import FROZEN
 from training.data.judge import scores
-from training.data.pool import load_pool
 from training.data.studio import caption_text
 from training.data.world import AXES, CAPTIONS, TRAIN_CAPTIONS, render
 from training.evaluate.alignment import aligned
 from training.evaluate.content import load_judge
 from training.evaluate.run import POOL_SIZE, one
-from training.evaluate.studio import Outcome, Panel, new_panel
+from training.evaluate.studio import Outcome, Panel, panel_of
 from training.recipes import recipe
 from training.run import Job
 
@@ -89,8 +88,7 @@ def compare_style(
 ) -> dict[str, Any]:
     """``pictures`` of every method against the style; learned from as many pairs."""
     release, judge = load_release(release_path), load_judge()
-    pool = load_pool(work / "pool", "dev" if split == "dev" else "test", pool_size)
-    panel = new_panel(split, pictures, pool)
+    panel = panel_of(work, split, pictures, pool_size)
     for part, count in (("train", pictures), ("dev", max(8, pictures // 8))):
         if not (out / "choices" / part / "about.json").exists():
             asked = _asked(panel, count, _SEEDS[part])

@@ -26,7 +26,7 @@ from training.evaluate.content import load_judge
 from training.evaluate.interpolation import blends, interpolation
 from training.evaluate.run import POOL_SIZE, one
 from training.evaluate.statistics import bootstrap_mean
-from training.evaluate.studio import Array, Outcome, Panel, new_panel
+from training.evaluate.studio import Array, Outcome, Panel, panel_of
 from training.recipes import recipe
 from training.run import Job
 
@@ -50,10 +50,10 @@ def their_embeddings(release: Release) -> Array:
     return _LENGTH * np.eye(len(AXES), rows * dim, dtype=np.float32).reshape(-1, rows, dim)
 
 
-def their_choices(release: Release, work: Path, split: str, pairs: int | None = None) -> ChoiceSet:
+def their_choices(release: Release, work: Path, split: str) -> ChoiceSet:
     """Choices of the eight over the studio's pool, whose latents and text states it shares."""
     pool = load_pool(work / "pool", split, PICTURES[split])
-    tastes, each = one_reward_each(), pairs or _PAIRS[split]
+    tastes, each = one_reward_each(), _PAIRS[split]
     preferred, rejected = PairSampler(pool).draw(tastes, each, np.random.default_rng(_SEED))
     return replace(
         studio_set(release, work, split),
@@ -83,9 +83,8 @@ def compare_synthetic_users(
     for part in _PAIRS:
         if not (data / part / "about.json").exists():
             their_choices(release, work, part).save(data / part)
-    pool = load_pool(work / "pool", "dev" if split == "dev" else "test", pool_size)
     tastes = one_reward_each(pictures)
-    panel = replace(new_panel(split, len(tastes), pool), tastes=tastes)
+    panel = replace(panel_of(work, split, len(tastes), pool_size), tastes=tastes)
     own, constant = their_embeddings(release), np.ones_like(their_embeddings(release))
     base = outcome("base", out, release, panel, judge)
     found, between = {}, {}

@@ -11,7 +11,7 @@ from training.data.choices import Choice, Skipped
 from training.data.live import live_choices
 from training.data.pickapic import PickAPic
 from training.data.prepare import prepare, ray_here
-from training.data.readings import Split, split_of
+from training.data.readings import Split
 from training.data.relabel import relabel
 
 
@@ -50,8 +50,7 @@ def prepare_splits(
                 choices = source.choices(skipped, users=split, most_pairs=most_pairs)
             else:
                 assert database is not None and blobs is not None
-                every = live_choices(database, blobs, skipped)
-                choices = (choice for choice in every if split_of(choice.user) == split)
+                choices = live_choices(database, blobs, skipped, users=split)
             if scorer is not None:
                 choices = relabel(choices, scorer, skipped)
             try:

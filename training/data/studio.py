@@ -23,6 +23,7 @@ from training import vlm
 from training.autoencoder import to_input
 from training.data.audience import Array, Audience, read_people
 from training.data.choice_set import ChoiceSet
+from training.data.closeness import unit
 from training.data.pool import PairSampler, Pool, load_pool
 from training.data.users import people
 from training.data.world import CAPTIONS
@@ -79,8 +80,8 @@ def assemble(
         reading_user=np.repeat(np.arange(count), readings),
         reading_pairs=audience.pairs.reshape(-1),
         known=audience.known(transform),
-        prompt_features=_unit(next(iter(text.values()))[:-1].flatten(1).float().cpu().numpy()),
-        picture_features=_unit(features.flatten(1).float().numpy()),
+        prompt_features=_centred(next(iter(text.values()))[:-1].flatten(1).float().cpu().numpy()),
+        picture_features=_centred(features.flatten(1).float().numpy()),
     )
 
 
@@ -104,6 +105,6 @@ def studio_set(release: Release, work: Path, split: str) -> ChoiceSet:
     return ChoiceSet.load(path)
 
 
-def _unit(x: Array) -> Array:
-    x = x - x.mean(0)
-    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-6), np.float32)
+def _centred(features: Array) -> Array:
+    """What all have in common says nothing about who is near."""
+    return unit(features - features.mean(0))

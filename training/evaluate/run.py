@@ -20,7 +20,6 @@ from ppd_serve.preferences.encoder import CHUNK
 from ppd_serve.release import Release, load_release
 from training.data.audience import taste_features
 from training.data.fingerprint import FROZEN, fingerprint
-from training.data.pool import load_pool
 from training.evaluate.adherence import content_table, further_rounds
 from training.evaluate.content import load_judge
 from training.evaluate.identification import identification
@@ -33,7 +32,8 @@ from training.evaluate.studio import (
     draw,
     embeddings,
     judged,
-    new_panel,
+    panel_of,
+    reading_encoder,
     requests,
 )
 from training.evaluate.summary import compared, summarise
@@ -69,12 +69,9 @@ class StudioReport:
             backbone, release.load_adapter(backbone), max_rows=16,
             embedding_rows=(release.manifest.embedding_shape or (1, 0))[0],
         ).start()  # fmt: skip
-        self.encoder = release.load_encoder()
-        if self.encoder.config.position == "before_profile":  # the profile changes no embedding
-            self.encoder.config = self.encoder.config.model_copy(update={"profile": "skip"})
+        self.encoder = reading_encoder(release)
         self.judge = load_judge()
-        pool = load_pool(work / "pool", "dev" if split == "dev" else "test", pool_size)
-        self.panel = new_panel(split, users, pool)
+        self.panel = panel_of(work, split, users, pool_size)
         self.side = self.panel[: min(side_users, users)]
         self.outcomes: dict[str, Outcome] = {}
 

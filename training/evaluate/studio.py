@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import Defaults, GenerationRequest, User
 from ppd_serve.preferences.encoder import Encoder
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.release import Release
 from training.data.bayes import Prior
 from training.data.judge import scores
-from training.data.pool import PairSampler, Pool
+from training.data.pool import PairSampler, Pool, load_pool
 from training.data.rows import pair_of, studio_rows
 from training.data.users import Tastes, people
 from training.data.world import CAPTIONS, HELD_OUT_CAPTIONS
@@ -30,6 +32,7 @@ from training.evaluate.content import ContentJudge, content_right
 
 Array = NDArray[np.float32]
 MOST_PAIRS = 16
+_POOLS = {"confirm": "test"}  # further people, the same pictures
 _SEEDS = {"dev": 20_000, "test": 40_000, "confirm": 60_000}
 
 
@@ -72,6 +75,19 @@ def new_panel(split: str, count: int, pool: Pool) -> Panel:
         rng.choice(held_out, count),
         _SEEDS[split] + np.arange(count),
     )
+
+
+def panel_of(work: Path, split: str, count: int, pool_size: int) -> Panel:
+    """A split's users over the pool that its choices come from; painted if it is not there."""
+    return new_panel(split, count, load_pool(work / "pool", _POOLS.get(split, split), pool_size))
+
+
+def reading_encoder(release: Release) -> Encoder:
+    """The release's encoder; without writing profiles, where they cannot change an embedding."""
+    encoder = release.load_encoder()
+    if encoder.config.position == "before_profile":
+        encoder.config = encoder.config.model_copy(update={"profile": "skip"})
+    return encoder
 
 
 def embeddings(encoder: Encoder, panel: Panel, pairs: int) -> Array:
