@@ -1,28 +1,33 @@
 """The engine: many pictures denoised together, one step at a time.
 
-Continuous batching at the granularity of a step: at every tick the engine picks the group of rows
-(equal latent shape) that has waited longest, runs one forward for all of them, and advances each by
-its own schedule. A request joins at the next tick and leaves after its last step, or at the next
-tick after it was cancelled; whatever goes wrong with one row fails that row alone.
+Continuous batching at the granularity of a step. At every tick whoever was cancelled leaves, the
+queue fills the places that are free, in order of arrival, and one group of rows (equal latent
+shape) takes a step in one forward, each row by its own schedule. Whatever goes wrong with one row
+fails that row alone.
+
+The rule of fairness (``turns.py``): every row is owed the same work. Groups take turns by the work
+their rows were given, rows within a group by how long they have waited, so neither a size nor a
+long job starves another. A place is kept until the last step: a request waits for as many steps as
+those ahead of it have left, never for those behind.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
-import numpy as np
 import torch
 
+from ppd_serve.diffusion.admission import check
 from ppd_serve.diffusion.backbone import Backbone
-from ppd_serve.diffusion.request import MAX_USERS, GenerationRequest, Result, Timing
+from ppd_serve.diffusion.request import GenerationRequest, Result, Timing
 from ppd_serve.diffusion.rows import Row, final_latents, start_row, step_rows
 from ppd_serve.diffusion.ticket import Ticket
+from ppd_serve.diffusion.turns import Turns
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import (
     Cancelled,
@@ -68,8 +73,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._beat = time.monotonic()
         # Touched by the engine's thread alone:
-        self._rows: list[Row] = []
-        self._served: dict[tuple[int, ...], int] = {}
+        self._rows: list[Row] = []  # in the order of waiting
+        self._turns = Turns()
         self._ticks = 0
 
     def start(self) -> Engine:
@@ -107,7 +112,7 @@ class Engine:
         if len(requests) > room:
             raise InvalidInput(f"at most {room} pictures at once", field="n")
         for request in requests:
-            self._check(request)
+            check(request, self.backbone, self.adapter, self.embedding_rows)
         tickets = [Ticket(request, self._cancel) for request in requests]
         with self._changed:
             if self._stopping:
@@ -137,23 +142,6 @@ class Engine:
         """The thread lives and has finished a tick (or idled) in the last ``silence_s`` seconds."""
         return self._thread.is_alive() and time.monotonic() - self._beat < silence_s
 
-    def _check(self, request: GenerationRequest) -> None:
-        self.backbone.latent_shape(request.width, request.height)
-        self.backbone.schedule(request.sampler, request.steps)
-        for field in ("guidance_scale", "guidance_rescale", "preference_scale"):
-            if not math.isfinite(getattr(request, field)):
-                raise InvalidInput("must be finite", field=field)
-        if len(request.users) > MAX_USERS:
-            raise InvalidInput(f"at most {MAX_USERS} users a picture", field="users")
-        if request.users and self.adapter is None:
-            raise InvalidInput("this backbone has no adapter", field="users")
-        for embedding, weight in request.users:
-            shape = (self.embedding_rows, self.adapter.embedding_dim if self.adapter else 0)
-            if embedding.shape != shape:
-                raise InvalidInput(f"an embedding must have shape {shape}", field="users")
-            if not (math.isfinite(weight) and np.isfinite(embedding).all()):
-                raise InvalidInput("weights and embeddings must be finite", field="users")
-
     def _cancel(self, ticket: Ticket) -> bool:
         with self._changed:
             if ticket.settled or ticket.cancelled:
@@ -172,7 +160,6 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self._wait_for_work():
-                    self._admit()
                     self._tick()
         except BaseException:
             log.exception("the engine died")
@@ -204,24 +191,13 @@ class Engine:
                 self._settle(ticket, _failure(error))
 
     def _tick(self) -> None:
+        self._ticks += 1
         for row in [row for row in self._rows if row.ticket.cancelled]:
             self._leave(row, Cancelled())
-        group = self._next_group()
+        self._admit()
+        group = self._turns.next(self._rows, lambda shape: self.max_rows)
         self._step(group)
         self._finish([row for row in group if row.finished and row in self._rows])
-
-    def _next_group(self) -> list[Row]:
-        """The rows of the latent shape that was served longest ago."""
-        groups: dict[tuple[int, ...], list[Row]] = {}
-        for row in self._rows:
-            groups.setdefault(tuple(row.x_CHW.shape), []).append(row)
-        if not groups:
-            return []
-        self._ticks += 1
-        self._served = {shape: self._served.get(shape, 0) for shape in groups}
-        shape = min(groups, key=self._served.__getitem__)
-        self._served[shape] = self._ticks
-        return groups[shape]
 
     def _step(self, rows: list[Row]) -> None:
         """Step all of them; if the forward fails, halve until only the guilty fail."""

@@ -23,7 +23,11 @@ class User(NamedTuple):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One picture. Every field is set; ``Defaults.request`` fills what a caller leaves out."""
+    """One picture. Every field is set; ``Defaults.request`` fills what a caller leaves out.
+
+    ``guidance_interval`` is (from, to) as shares of the steps: outside it the picture is not guided
+    (arXiv 2404.07724), and each step there costs one part of a forward instead of two.
+    """
 
     prompt: str
     width: int
@@ -36,6 +40,7 @@ class GenerationRequest:
     users: Sequence[tuple[np.ndarray, float]] = ()
     preference_scale: float = 1.0
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,18 @@ class Row:
         return self.ticket.request
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x_CHW.shape)
+
+    @property
     def finished(self) -> bool:
         return self.index == len(self.schedule.steps)
+
+    @property
+    def guidance(self) -> Text | None:
+        """What the next step is guided away from; None where guidance does not apply."""
+        low, high = self.request.guidance_interval
+        return self.negative if low <= self.index / len(self.schedule.steps) < high else None
 
     def noise(self) -> Tensor:
         """Drawn on the CPU in float32, so it is the same on every device."""
@@ -86,17 +96,18 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
 def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | None) -> None:
     """One forward for all ``rows`` (equal latent shapes), each at its own timestep.
 
-    Guided rows take part twice: with their prompt and users, and with the negative prompt and
-    nobody. On an exception no row has changed.
+    Rows that are guided at this step take part twice: with their prompt and users, and with the
+    negative prompt and nobody. On an exception no row has changed.
     """
     B, device = len(rows), backbone.device
     lines = [row.schedule.steps[row.index] for row in rows]
-    guided = [i for i, row in enumerate(rows) if row.negative is not None]
+    negatives = {i: text for i, row in enumerate(rows) if (text := row.guidance) is not None}
+    guided = list(negatives)
     part = [*range(B), *guided]
 
     x = torch.stack([row.x_CHW for row in rows])
     timesteps = torch.tensor([lines[i].timestep for i in part], device=device)
-    texts = [row.text for row in rows] + [n for row in rows if (n := row.negative) is not None]
+    texts = [*(row.text for row in rows), *negatives.values()]
     text = {key: torch.cat([each[key] for each in texts]) for key in texts[0]}
     if adapter is None:
         m = backbone.denoise(x[part], timesteps, text).float()

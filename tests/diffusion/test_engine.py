@@ -68,13 +68,14 @@ def test_a_request_joins_at_the_next_step() -> None:
     assert [shape[0] for shape in toy.forwards] == [1, 2, 2, 2, 1]
 
 
-def test_shapes_take_turns() -> None:
+def test_sizes_take_turns_by_work() -> None:
+    """A latent of 4×8 is twice the work of one of 4×4, however many rows there are of either."""
     toy = Toy()
     engine = Engine(toy)
-    engine.submit_all([ask(steps=3)] * 3 + [ask(steps=3, height=64)])
+    engine.submit_all([ask(steps=6)] * 3 + [ask(steps=3, height=64)])
     with engine:
         pass
-    assert [shape[-2] for shape in toy.forwards] == [4, 8, 4, 8, 4, 8]
+    assert [shape[-2] for shape in toy.forwards] == [4, 8, 4, 8, 4, 4, 8, 4, 4]
 
 
 def test_no_more_rows_than_allowed() -> None:
