@@ -24,6 +24,7 @@ import torch
 
 from ppd_serve.diffusion.admission import check
 from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
 from ppd_serve.diffusion.request import GenerationRequest, Result, Timing
 from ppd_serve.diffusion.rows import Row, final_latents, start_row, step_rows
 from ppd_serve.diffusion.ticket import Ticket
@@ -75,6 +76,7 @@ class Engine:
         # Touched by the engine's thread alone:
         self._rows: list[Row] = []  # in the order of waiting
         self._turns = Turns()
+        self._limits = BatchLimits(backbone)
         self._ticks = 0
 
     def start(self) -> Engine:
@@ -195,12 +197,13 @@ class Engine:
         for row in [row for row in self._rows if row.ticket.cancelled]:
             self._leave(row, Cancelled())
         self._admit()
-        group = self._turns.next(self._rows, lambda shape: self.max_rows)
+        group = self._turns.next(self._rows, self._limits.of)
         self._step(group)
         self._finish([row for row in group if row.finished and row in self._rows])
 
     def _step(self, rows: list[Row]) -> None:
-        """Step all of them; if the forward fails, halve until only the guilty fail."""
+        """Step all of them. Out of memory, they go on in smaller forwards from the next tick; if
+        the forward fails otherwise, halve it until only the guilty fail."""
         if not rows:
             return
         try:
@@ -208,10 +211,13 @@ class Engine:
         except Exception as error:
             if len(rows) == 1:
                 self._leave(rows[0], _failure(error))
+            elif is_out_of_memory(error):
+                self._limits.ran_out(rows[0].shape, len(rows))
             else:
                 self._step(rows[: len(rows) // 2])
                 self._step(rows[len(rows) // 2 :])
             return
+        self._limits.went_well(rows[0].shape, len(rows))
         finite = torch.stack([row.x_CHW for row in rows]).isfinite().flatten(1).all(1)
         for row, ok in zip(rows, finite.tolist(), strict=True):
             if ok:

@@ -38,6 +38,7 @@ class Row:
     weights_U: Tensor
     started: float
     index: int = 0
+    drawn: Tensor | None = None  # noise for the step to come
 
     @property
     def request(self) -> GenerationRequest:
@@ -58,9 +59,16 @@ class Row:
         return self.negative if low <= self.index / len(self.schedule.steps) < high else None
 
     def noise(self) -> Tensor:
-        """Drawn on the CPU in float32, so it is the same on every device."""
-        fresh = torch.randn(self.x_CHW.shape, generator=self.generator, dtype=torch.float32)
-        return fresh.to(self.x_CHW.device)
+        """Drawn on the CPU in float32, so it is the same on every device; and the same again until
+        the step it was drawn for is done, so a step that failed can be taken again."""
+        if self.drawn is None:
+            self.drawn = torch.randn(self.shape, generator=self.generator, dtype=torch.float32)
+        return self.drawn.to(self.x_CHW.device)
+
+    def moved(self, x_CHW: Tensor, x0_CHW: Tensor) -> None:
+        """A step is done."""
+        self.x_CHW, self.x0_CHW, self.drawn = x_CHW, x0_CHW, None
+        self.index += 1
 
 
 def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -> Row:
@@ -89,7 +97,7 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         started=started,
     )
-    row.x_CHW = row.noise() * schedule.start
+    row.x_CHW, row.drawn = row.noise() * schedule.start, None
     return row
 
 
@@ -97,7 +105,7 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     """One forward for all ``rows`` (equal latent shapes), each at its own timestep.
 
     Rows that are guided at this step take part twice: with their prompt and users, and with the
-    negative prompt and nobody. On an exception no row has changed.
+    negative prompt and nobody. On an exception no row has changed, and the step can be taken again.
     """
     B, device = len(rows), backbone.device
     lines = [row.schedule.steps[row.index] for row in rows]
@@ -128,8 +136,7 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     ]
     x, x0 = advance(lines, x, m, x0_prev, torch.stack(fresh))
     for i, row in enumerate(rows):
-        row.x_CHW, row.x0_CHW = x[i], x0[i]
-        row.index += 1
+        row.moved(x[i], x0[i])
 
 
 def final_latents(rows: Sequence[Row]) -> Tensor:

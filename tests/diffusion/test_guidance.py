@@ -1,4 +1,4 @@
-"""Guidance by hand: two forwards where it applies, one where it does not, diffusers' steps between."""
+"""Guidance by hand: two forwards where it applies, one where it does not, diffusers' own steps."""
 
 import numpy as np
 import pytest

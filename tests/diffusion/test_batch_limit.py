@@ -1,0 +1,128 @@
+"""Memory that runs out makes forwards smaller, and nobody's picture worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppd_serve.diffusion import rows
+from ppd_serve.diffusion.batch_limit import (
+    GROW_AFTER,
+    HEADROOM,
+    UNBOUNDED,
+    BatchLimits,
+    is_out_of_memory,
+    rows_that_fit,
+)
+from ppd_serve.diffusion.engine import Engine
+from ppd_serve.errors import GenerationFailed
+from tests.diffusion.toy import DEFAULTS, Toy
+
+SHAPE = (3, 4, 4)
+WAIT = 30
+
+
+def only(parts: int) -> Any:
+    def before(x: torch.Tensor) -> None:
+        if len(x) > parts:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return before
+
+
+def test_knows_memory_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_out_of_memory(cpu.value)
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@given(free=st.integers(0, 10**11), fixed=st.integers(0, 10**9), a_row=st.integers(1, 10**10))
+def test_as_many_rows_as_fit(free: int, fixed: int, a_row: int) -> None:
+    rows = rows_that_fit(free, fixed + a_row, fixed + 2 * a_row)
+    usable = free * (1 - HEADROOM)
+    assert rows == 1 or fixed + rows * a_row <= usable
+    assert fixed + (rows + 1) * a_row > usable or rows == 1
+
+
+def test_a_measurement_without_slope_is_not_divided_by() -> None:
+    assert rows_that_fit(1000, 500, 500) >= 1
+
+
+def test_a_cpu_is_not_measured() -> None:
+    assert BatchLimits(Toy()).of(SHAPE) == UNBOUNDED
+
+
+def test_halves_and_grows_back_by_one() -> None:
+    limits = BatchLimits(Toy())
+    limits.of(SHAPE)
+    limits.ran_out(SHAPE, 9)
+    assert limits.of(SHAPE) == limits.smallest == 4
+    assert limits.of((3, 8, 8)) == UNBOUNDED, "another shape has its own limit"
+    for _ in range(3 * GROW_AFTER):
+        limits.went_well(SHAPE, 3)  # says nothing of 4
+    assert limits.of(SHAPE) == 4
+    for _ in range(GROW_AFTER):
+        limits.went_well(SHAPE, 4)
+    assert limits.of(SHAPE) == 5
+    limits.ran_out(SHAPE, 5)
+    limits.ran_out(SHAPE, 1)
+    assert limits.of(SHAPE) == 1
+
+
+def test_rows_go_on_in_smaller_forwards() -> None:
+    toy = Toy(only(4))
+    engine = Engine(toy)
+    wanted = [
+        DEFAULTS.request("a" * i, seed=i, steps=3, sampler="euler_ancestral") for i in range(5)
+    ]
+    tickets = engine.submit_all(wanted)
+    with engine:
+        made = [ticket.result(WAIT).latents for ticket in tickets]
+    assert [shape[0] for shape in toy.forwards] == [10, *[4] * 7, 2]
+    for request, latents in zip(wanted, made, strict=True):
+        with Engine(Toy()) as lonely:
+            alone = lonely.submit(request).result(WAIT).latents
+        assert np.allclose(alone, latents, atol=1e-5)
+
+
+def test_a_row_too_large_alone_fails() -> None:
+    with Engine(Toy(only(1))) as engine:
+        guided, plain = engine.submit_all(
+            [DEFAULTS.request("a"), DEFAULTS.request("bb", guidance_scale=1.0)]
+        )
+        plain.result(WAIT)
+        with pytest.raises(GenerationFailed):
+            guided.result(WAIT)
+
+
+def test_a_step_taken_again_draws_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may run out after the noise was drawn: the row's own generator has moved by then."""
+    wanted = [DEFAULTS.request("a", seed=i, sampler="euler_ancestral") for i in range(2)]
+
+    def draw() -> list[np.ndarray]:
+        engine = Engine(Toy())
+        tickets = engine.submit_all(wanted)
+        with engine:
+            return [ticket.result(WAIT).latents for ticket in tickets]
+
+    expected = draw()
+    honest, calls = rows.advance, []
+
+    def fails_at_second(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return honest(*args)
+
+    monkeypatch.setattr(rows, "advance", fails_at_second)
+    assert np.allclose(draw(), expected, atol=1e-5)
+    assert len(calls) > 5
