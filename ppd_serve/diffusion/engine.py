@@ -2,8 +2,8 @@
 
 Continuous batching at the granularity of a step. At every tick whoever was cancelled leaves, the
 queue fills the places that are free, in order of arrival, and one group of rows (equal latent
-shape) takes a step in one forward, each row by its own schedule. Whatever goes wrong with one row
-fails that row alone.
+shape) takes a step in one forward, each row by its own schedule; then some of the pictures that are
+finished are decoded (``decoding.py``). Whatever goes wrong with one row fails that row alone.
 
 The rule of fairness (``turns.py``): every row is owed the same work. Groups take turns by the work
 their rows were given, rows within a group by how long they have waited, so neither a size nor a
@@ -25,8 +25,9 @@ import torch
 from ppd_serve.diffusion.admission import check
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
-from ppd_serve.diffusion.request import GenerationRequest, Result, Timing
-from ppd_serve.diffusion.rows import Row, final_latents, start_row, step_rows
+from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
+from ppd_serve.diffusion.request import GenerationRequest, Result
+from ppd_serve.diffusion.rows import Row, start_row, step_rows
 from ppd_serve.diffusion.ticket import Ticket
 from ppd_serve.diffusion.turns import Turns
 from ppd_serve.diffusion.user_attention import UserAdapter
@@ -75,6 +76,7 @@ class Engine:
         self._beat = time.monotonic()
         # Touched by the engine's thread alone:
         self._rows: list[Row] = []  # in the order of waiting
+        self._finished: list[Row] = []  # to be decoded, in no place of the batch any more
         self._turns = Turns()
         self._limits = BatchLimits(backbone)
         self._ticks = 0
@@ -138,7 +140,8 @@ class Engine:
 
     @property
     def active(self) -> int:
-        return len(self._rows)
+        """Pictures being denoised or decoded."""
+        return len(self._rows) + len(self._finished)
 
     def healthy(self, silence_s: float = 60.0) -> bool:
         """The thread lives and has finished a tick (or idled) in the last ``silence_s`` seconds."""
@@ -160,9 +163,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.inference_mode():
-                while self._wait_for_work():
-                    self._tick()
+            while self._wait_for_work():
+                self.tick()
         except BaseException:
             log.exception("the engine died")
             with self._changed:
@@ -176,30 +178,36 @@ class Engine:
                 self._beat = time.monotonic()
                 if self._stopping and not self._draining:
                     return False
-                if self._rows or self._queue:
+                if self._rows or self._finished or self._queue:
                     return True
                 if self._stopping:
                     return False
                 self._changed.wait(IDLE_BEAT_S)
 
+    @torch.inference_mode()
+    def tick(self) -> None:
+        """One turn of the engine: what its thread repeats, and nobody else once it is started."""
+        self._ticks += 1
+        for row in [*self._rows, *self._finished]:
+            if row.ticket.cancelled:
+                self._leave(row, Cancelled())
+        self._admit()
+        self._step(self._turns.next(self._rows, self._limits.of))
+        self._decode()
+
     def _admit(self) -> None:
-        with self._changed:
-            free = min(self.max_rows - len(self._rows), len(self._queue))
-            taken = [self._queue.popleft() for _ in range(free)]
-        for ticket in taken:
+        for _ in range(self.max_rows - len(self._rows)):
+            with self._changed:
+                if not self._queue:
+                    return
+                ticket = self._queue.popleft()
             try:
                 self._rows.append(start_row(ticket, self.backbone, self.adapter))
             except Exception as error:
                 self._settle(ticket, _failure(error))
-
-    def _tick(self) -> None:
-        self._ticks += 1
-        for row in [row for row in self._rows if row.ticket.cancelled]:
-            self._leave(row, Cancelled())
-        self._admit()
-        group = self._turns.next(self._rows, self._limits.of)
-        self._step(group)
-        self._finish([row for row in group if row.finished and row in self._rows])
+            except BaseException:
+                self._settle(ticket, GenerationFailed("the engine died"))
+                raise
 
     def _step(self, rows: list[Row]) -> None:
         """Step all of them. Out of memory, they go on in smaller forwards from the next tick; if
@@ -220,31 +228,22 @@ class Engine:
         self._limits.went_well(rows[0].shape, len(rows))
         finite = torch.stack([row.x_CHW for row in rows]).isfinite().flatten(1).all(1)
         for row, ok in zip(rows, finite.tolist(), strict=True):
-            if ok:
-                row.ticket.advanced(row.index, len(row.schedule.steps))
-            else:
+            if not ok:
                 self._leave(row, GenerationFailed("the latent is not finite"))
+                continue
+            if row.finished:
+                self._rows.remove(row)
+                self._finished.append(row)
+            row.ticket.advanced(row.index, len(row.schedule.steps))
 
-    def _finish(self, rows: list[Row]) -> None:
-        if not rows:
-            return
-        latents = final_latents(rows)
-        try:
-            pictures = self.backbone.decode(latents)
-        except Exception as error:
-            if len(rows) == 1:
-                self._leave(rows[0], _failure(error))
-            else:
-                for row in rows:
-                    self._finish([row])
-            return
-        now = time.monotonic()
-        for row, pixels, latent in zip(rows, pictures, latents.float().cpu().numpy(), strict=True):
-            timing = Timing(row.started - row.ticket.submitted, now - row.started)
-            self._leave(row, Result(pixels, latent, row.request.seed, timing))
+    def _decode(self) -> None:
+        waiting = [row for row in self._finished if not row.ticket.cancelled]
+        batch = next_to_decode(waiting)
+        for row, made in zip(batch, decode_rows(batch, self.backbone), strict=True):
+            self._leave(row, made if isinstance(made, Result) else _failure(made))
 
     def _leave(self, row: Row, outcome: Result | PPDError) -> None:
-        self._rows.remove(row)
+        (self._rows if row in self._rows else self._finished).remove(row)
         self._settle(row.ticket, outcome)
 
     def _settle(self, ticket: Ticket, outcome: Result | PPDError) -> None:
@@ -261,8 +260,10 @@ class Engine:
 
     def _fail_outstanding(self, error: PPDError) -> None:
         with self._changed:
-            waiting = [*(row.ticket for row in self._rows), *self._queue]
+            rows = [*self._rows, *self._finished]
+            waiting = [*(row.ticket for row in rows), *self._queue]
             self._rows.clear()
+            self._finished.clear()
             self._queue.clear()
         for ticket in waiting:
             self._settle(ticket, error)
@@ -270,6 +271,6 @@ class Engine:
 
 def _failure(error: Exception) -> PPDError:
     if isinstance(error, PPDError):
-        return error
+        return error.with_traceback(None)  # its frames would keep the row as long as the ticket
     log.error("a picture could not be made", exc_info=error)
     return GenerationFailed(type(error).__name__)

@@ -269,6 +269,16 @@ def test_a_dead_engine_says_so() -> None:
         engine.submit(ask())
 
 
+def test_a_death_at_the_door_loses_nobody() -> None:
+    engine = Engine(Toy())
+    tickets = engine.submit_all([ask(), ask("deadly"), ask("bb")])
+    engine.start()
+    for ticket in tickets:
+        with pytest.raises(GenerationFailed):
+            ticket.result(WAIT)
+    engine.stop()
+
+
 def test_a_silent_engine_is_not_healthy() -> None:
     entered, leave = threading.Event(), threading.Event()
 

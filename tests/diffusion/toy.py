@@ -18,9 +18,10 @@ DEFAULTS = Defaults(sizes=((32, 32), (32, 64)), steps=4, guidance_scale=2.0, sam
 
 
 class Toy:
-    """A prompt is a number (its length); ``nan`` spoils its own row, ``raise`` its whole forward.
+    """A prompt is a number (its length); ``nan`` spoils its own row, ``raise`` its whole forward,
+    ``deadly`` the engine.
 
-    ``forwards`` lists the shape of every batch; ``before`` runs first in each.
+    ``forwards`` and ``decoded`` list the shapes of every batch; ``before`` runs first in a forward.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
@@ -30,6 +31,7 @@ class Toy:
         self.denoiser = nn.Identity()
         self.before = before
         self.forwards: list[tuple[int, ...]] = []
+        self.decoded: list[tuple[int, ...]] = []
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % 8 or height % 8:
@@ -44,6 +46,8 @@ class Toy:
     def encode(self, prompt: str) -> Text:
         if prompt == "unencodable":
             raise ValueError(prompt)
+        if prompt == "deadly":
+            raise SystemExit
         flag = {"nan": torch.nan, "raise": torch.inf}.get(prompt, 0.1 * len(prompt))
         return {"states": torch.full((1, 1, 1), flag)}
 
@@ -56,5 +60,6 @@ class Toy:
         return torch.tanh(x_BCHW + state) + timesteps_B.view(-1, 1, 1, 1) / 1000
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
+        self.decoded.append(tuple(latents_BCHW.shape))
         pixels = latents_BCHW.tanh().add(1).mul(127).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
