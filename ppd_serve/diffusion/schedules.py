@@ -9,16 +9,13 @@ Every step of every sampler here is linear in four things: the latent ``x``, the
 sigma-scaled ``y`` becomes ``x = y / √(1+σ²)``), the straight path for flow. ``start`` turns unit
 noise into the first ``x``, ``end`` turns the last ``x`` into the latent.
 
-The grid of timesteps and sigmas is diffusers' own scheduler class's, made from the backbone's
-scheduler config, so spacing, offsets, Karras sigmas and each class's own last ᾱ (0, or the 2⁻²⁴ of
-Euler and DPM++) are copied rather than rewritten; only the step itself is ours.
+The grid of timesteps and sigmas is diffusers' own (``grids.py``); only the step itself is ours.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,12 +28,12 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
 )
 from torch import Tensor
 
-from ppd_serve.errors import ReleaseError
-
-Config = Mapping[str, Any]
+from ppd_serve.diffusion.grids import Config, grid_of, is_flow, refuse
+from ppd_serve.errors import InvalidInput, ReleaseError
 
 
 class Step(NamedTuple):
@@ -74,7 +71,7 @@ def advance(
 
 def ddim(config: Config, steps: int) -> Schedule:
     """DDIM, η = 0 (arXiv 2010.02502)."""
-    grid = _grid(DDIMScheduler, config, steps)
+    grid = grid_of(DDIMScheduler, config, steps)
     stride = grid.config.num_train_timesteps // grid.num_inference_steps
     lines = []
     for t in grid.timesteps.tolist():
@@ -87,7 +84,7 @@ def ddim(config: Config, steps: int) -> Schedule:
 
 def ddpm(config: Config, steps: int) -> Schedule:
     """Ancestral sampling with a fixed variance (arXiv 2006.11239, eq. 7)."""
-    grid = _grid(DDPMScheduler, config, steps)
+    grid = grid_of(DDPMScheduler, config, steps)
     kind = grid.config.variance_type
     if kind not in ("fixed_small", "fixed_small_log", "fixed_large"):
         raise ReleaseError(f"ddpm: variance_type {kind} is not supported")
@@ -112,25 +109,25 @@ def ddpm(config: Config, steps: int) -> Schedule:
 
 def euler(config: Config, steps: int) -> Schedule:
     """Euler's method on the probability flow: no noise, or straight lines for a flow model."""
-    if _is_flow(config):
+    if is_flow(config):
         return _euler_flow(config, steps)
-    return _euler(_grid(EulerDiscreteScheduler, config, steps), ancestral=False)
+    return _euler(grid_of(EulerDiscreteScheduler, config, steps), ancestral=False)
 
 
 def euler_ancestral(config: Config, steps: int) -> Schedule:
     """Euler down to a smaller sigma, then noise back up (k-diffusion)."""
-    return _euler(_grid(EulerAncestralDiscreteScheduler, config, steps), ancestral=True)
+    return _euler(grid_of(EulerAncestralDiscreteScheduler, config, steps), ancestral=True)
 
 
 def dpmpp_2m(config: Config, steps: int) -> Schedule:
     """DPM-Solver++(2M), midpoint (arXiv 2211.01095, algorithm 2); flow as in diffusers."""
-    flow = _is_flow(config)
+    flow = is_flow(config)
     form: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
     if flow:
         form |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         form |= {"flow_shift": config.get("flow_shift", config.get("shift", 1.0))}
-        _refuse("dpmpp_2m", config, "use_dynamic_shifting", "shift_terminal")
-    grid = _grid(DPMSolverMultistepScheduler, config, steps, flow=flow, solver_order=2, **form)
+        refuse("dpmpp_2m", config, "use_dynamic_shifting", "shift_terminal")
+    grid = grid_of(DPMSolverMultistepScheduler, config, steps, flow=flow, solver_order=2, **form)
     own = grid.config
     first_order_end = (
         own.euler_at_final
@@ -154,12 +151,47 @@ def dpmpp_2m(config: Config, steps: int) -> Schedule:
     return Schedule(tuple(lines))
 
 
+def euler_karras(config: Config, steps: int) -> Schedule:
+    """Euler on the sigmas of Karras et al. (arXiv 2206.00364, eq. 5)."""
+    return euler(_karras("euler_karras", config), steps)
+
+
+def dpmpp_2m_karras(config: Config, steps: int) -> Schedule:
+    """DPM-Solver++(2M) on the sigmas of Karras et al. (arXiv 2206.00364, eq. 5)."""
+    return dpmpp_2m(_karras("dpmpp_2m_karras", config), steps)
+
+
+def lcm(config: Config, steps: int) -> Schedule:
+    """Multistep consistency sampling (arXiv 2310.04378): the estimate, then fresh noise on it.
+
+    For models distilled for it; others draw roughly in few steps. InvalidInput for more steps than
+    the distillation had (``original_inference_steps``, 50).
+    """
+    most = config.get("original_inference_steps", 50)
+    if steps > most:
+        raise InvalidInput(f"lcm has at most {most} steps", field="steps")
+    grid = grid_of(LCMScheduler, config, steps)
+    lines = []
+    for t, t_to in pairwise([*grid.timesteps.tolist(), None]):
+        now = grid.alphas_cumprod[t].item()
+        to = 1.0 if t_to is None else grid.alphas_cumprod[t_to].item()
+        keep, take = (float(c) for c in grid.get_scalings_for_boundary_condition_discrete(t))
+        signal = math.sqrt(to)
+        lines.append(
+            Step(t, *_x0(grid, now), a=signal * keep, b=signal * take, d=math.sqrt(1 - to))
+        )
+    return Schedule(tuple(lines))
+
+
 SCHEDULES: dict[str, Callable[[Config, int], Schedule]] = {
     "ddim": ddim,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "dpmpp_2m": dpmpp_2m,
     "ddpm": ddpm,
+    "dpmpp_2m_karras": dpmpp_2m_karras,
+    "euler_karras": euler_karras,
+    "lcm": lcm,
 }
 
 
@@ -198,7 +230,7 @@ def _euler(grid: Any, *, ancestral: bool) -> Schedule:
 
 
 def _euler_flow(config: Config, steps: int) -> Schedule:
-    _refuse("euler", config, "use_dynamic_shifting", "stochastic_sampling", "invert_sigmas")
+    refuse("euler", config, "use_dynamic_shifting", "stochastic_sampling", "invert_sigmas")
     grid = FlowMatchEulerDiscreteScheduler.from_config(config)
     grid.set_timesteps(steps)
     lines = [
@@ -210,39 +242,11 @@ def _euler_flow(config: Config, steps: int) -> Schedule:
     return Schedule(tuple(lines))
 
 
-def _grid(cls: Any, config: Config, steps: int, *, flow: bool = False, **form: Any) -> Any:
-    """diffusers' own scheduler of this config, with its timesteps set, if a table can say it."""
-    name = cls.__name__
-    if _is_flow(config) and not flow:
+def _karras(name: str, config: Config) -> Config:
+    if is_flow(config):
         raise ReleaseError(f"{name}: flow prediction is not supported")
-    grid = cls.from_config(config, **form)
-    own = {
-        key: grid.config[key]
-        for key in inspect.signature(cls.__init__).parameters.keys() - {"self"}
-    }
-    _refuse(name, own, "thresholding", "clip_sample")
-    if str(own.get("variance_type")).startswith("learned"):
-        raise ReleaseError(f"{name}: learned variance is not supported")
-    if own.get("interpolation_type") == "log_linear":  # diffusers makes one sigma too many
-        raise ReleaseError(f"{name}: interpolation_type log_linear is not supported")
-    kind = own["prediction_type"]
-    if not flow and kind not in ("epsilon", "v_prediction"):
-        raise ReleaseError(f"{name}: prediction type {kind} is not supported")
-    if kind == "epsilon" and (own["rescale_betas_zero_snr"] or grid.alphas_cumprod[-1] == 0):
-        raise ReleaseError(f"{name}: epsilon says nothing at zero terminal SNR; use v_prediction")
-    grid.set_timesteps(steps)
-    return grid
-
-
-def _refuse(name: str, config: Config, *flags: str) -> None:
-    for flag in flags:
-        if config.get(flag):
-            raise ReleaseError(f"{name}: {flag} is not supported")
-
-
-def _is_flow(config: Config) -> bool:
-    name = str(config.get("_class_name", ""))
-    return name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+    others = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+    return {**config, "use_karras_sigmas": True, **dict.fromkeys(others, False)}
 
 
 def _x0(grid: Any, alpha_cumprod: float) -> tuple[float, float]:
