@@ -27,6 +27,8 @@ def check(
     low, high = request.guidance_interval
     if not 0 <= low <= high <= 1:
         raise InvalidInput("must be two shares, 0 ≤ from ≤ to ≤ 1", field="guidance_interval")
+    if request.preview_every < 0:
+        raise InvalidInput("must be at least 0", field="preview_every")
     if len(request.users) > MAX_USERS:
         raise InvalidInput(f"at most {MAX_USERS} users a picture", field="users")
     if request.users and adapter is None:

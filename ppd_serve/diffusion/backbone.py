@@ -43,11 +43,17 @@ class Backbone(Protocol):
     def encode(self, prompt: str) -> Text:
         """One prompt, each tensor with a leading dimension of 1."""
 
+    def texts_found(self) -> tuple[int, int]:
+        """How often ``encode`` had a prompt's states at hand, and how often it made them."""
+
     def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
         """The model's output at each row's own timestep, ``[B, C, h, w]``."""
 
     def to_latents(self, pixels_B3HW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to latents ``[B, C, h, w]``: what training starts from."""
+
+    def preview(self, x0_BCHW: Tensor) -> np.ndarray:
+        """Roughly what estimates of clean latents show, cheaply: small uint8 ``[B, h, w, 3]``."""
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         """Final latents to pixels, uint8 ``[B, H, W, 3]``."""

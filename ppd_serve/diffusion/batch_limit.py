@@ -59,8 +59,8 @@ class BatchLimits:
 
     @property
     def smallest(self) -> int:
-        """The tightest limit of the shapes seen."""
-        return min((limit.now for limit in self._limits.values()), default=UNBOUNDED)
+        """The tightest limit of the shapes seen. May be asked by any thread."""
+        return min((limit.now for limit in list(self._limits.values())), default=UNBOUNDED)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

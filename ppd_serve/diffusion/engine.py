@@ -20,16 +20,12 @@ from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
-import torch
-
 from ppd_serve.diffusion.admission import check
 from ppd_serve.diffusion.backbone import Backbone
-from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
-from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
+from ppd_serve.diffusion.batch import Batch
 from ppd_serve.diffusion.request import GenerationRequest, Result
-from ppd_serve.diffusion.rows import Row, start_row, step_rows
+from ppd_serve.diffusion.stats import Stats
 from ppd_serve.diffusion.ticket import Ticket
-from ppd_serve.diffusion.turns import Turns
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import (
     Cancelled,
@@ -75,11 +71,9 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._beat = time.monotonic()
         # Touched by the engine's thread alone:
-        self._rows: list[Row] = []  # in the order of waiting
-        self._finished: list[Row] = []  # to be decoded, in no place of the batch any more
-        self._turns = Turns()
-        self._limits = BatchLimits(backbone)
+        self._batch = Batch(backbone, adapter, self._settle)
         self._ticks = 0
+        self._last = 0, 0.0  # rows and seconds of a tick
 
     def start(self) -> Engine:
         self._thread.start()
@@ -141,7 +135,34 @@ class Engine:
     @property
     def active(self) -> int:
         """Pictures being denoised or decoded."""
-        return len(self._rows) + len(self._finished)
+        return len(self._batch)
+
+    def stats(self) -> Stats:
+        hits, misses = self.backbone.texts_found()
+        return Stats(
+            queued=self.queued,
+            active=self.active,
+            ticks=self._ticks,
+            rows=self._last[0],
+            seconds=self._last[1],
+            batch_limit=min(self.max_rows, self._batch.limits.smallest),
+            text_hits=hits,
+            text_misses=misses,
+        )
+
+    def reconfigure(self, *, max_rows: int | None = None, queue_limit: int | None = None) -> None:
+        """Change the limits from the next tick on; whoever was accepted stays accepted.
+
+        Raises InvalidInput, naming the field, and then changes nothing.
+        """
+        rows = self.max_rows if max_rows is None else max_rows
+        queue = self.queue_limit if queue_limit is None else queue_limit
+        if rows < 1:
+            raise InvalidInput("must be at least 1", field="max_rows")
+        if queue < 0:
+            raise InvalidInput("must be at least 0", field="queue_limit")
+        with self._changed:
+            self.max_rows, self.queue_limit = rows, queue
 
     def healthy(self, silence_s: float = 60.0) -> bool:
         """The thread lives and has finished a tick (or idled) in the last ``silence_s`` seconds."""
@@ -178,73 +199,34 @@ class Engine:
                 self._beat = time.monotonic()
                 if self._stopping and not self._draining:
                     return False
-                if self._rows or self._finished or self._queue:
+                if len(self._batch) or self._queue:
                     return True
                 if self._stopping:
                     return False
                 self._changed.wait(IDLE_BEAT_S)
 
-    @torch.inference_mode()
     def tick(self) -> None:
         """One turn of the engine: what its thread repeats, and nobody else once it is started."""
+        started = time.monotonic()
         self._ticks += 1
-        for row in [*self._rows, *self._finished]:
-            if row.ticket.cancelled:
-                self._leave(row, Cancelled())
+        self._batch.drop_cancelled()
         self._admit()
-        self._step(self._turns.next(self._rows, self._limits.of))
-        self._decode()
+        stepped = self._batch.step(self.max_rows)
+        self._batch.decode()
+        if stepped:
+            self._last = stepped, time.monotonic() - started
 
     def _admit(self) -> None:
-        for _ in range(self.max_rows - len(self._rows)):
+        for _ in range(self.max_rows - self._batch.running):
             with self._changed:
                 if not self._queue:
                     return
                 ticket = self._queue.popleft()
             try:
-                self._rows.append(start_row(ticket, self.backbone, self.adapter))
-            except Exception as error:
-                self._settle(ticket, _failure(error))
+                self._batch.start(ticket)
             except BaseException:
                 self._settle(ticket, GenerationFailed("the engine died"))
                 raise
-
-    def _step(self, rows: list[Row]) -> None:
-        """Step all of them. Out of memory, they go on in smaller forwards from the next tick; if
-        the forward fails otherwise, halve it until only the guilty fail."""
-        if not rows:
-            return
-        try:
-            step_rows(rows, self.backbone, self.adapter)
-        except Exception as error:
-            if len(rows) == 1:
-                self._leave(rows[0], _failure(error))
-            elif is_out_of_memory(error):
-                self._limits.ran_out(rows[0].shape, len(rows))
-            else:
-                self._step(rows[: len(rows) // 2])
-                self._step(rows[len(rows) // 2 :])
-            return
-        self._limits.went_well(rows[0].shape, len(rows))
-        finite = torch.stack([row.x_CHW for row in rows]).isfinite().flatten(1).all(1)
-        for row, ok in zip(rows, finite.tolist(), strict=True):
-            if not ok:
-                self._leave(row, GenerationFailed("the latent is not finite"))
-                continue
-            if row.finished:
-                self._rows.remove(row)
-                self._finished.append(row)
-            row.ticket.advanced(row.index, len(row.schedule.steps))
-
-    def _decode(self) -> None:
-        waiting = [row for row in self._finished if not row.ticket.cancelled]
-        batch = next_to_decode(waiting)
-        for row, made in zip(batch, decode_rows(batch, self.backbone), strict=True):
-            self._leave(row, made if isinstance(made, Result) else _failure(made))
-
-    def _leave(self, row: Row, outcome: Result | PPDError) -> None:
-        (self._rows if row in self._rows else self._finished).remove(row)
-        self._settle(row.ticket, outcome)
 
     def _settle(self, ticket: Ticket, outcome: Result | PPDError) -> None:
         """End a request once: a cancel that was acknowledged wins over a late picture."""
@@ -260,17 +242,7 @@ class Engine:
 
     def _fail_outstanding(self, error: PPDError) -> None:
         with self._changed:
-            rows = [*self._rows, *self._finished]
-            waiting = [*(row.ticket for row in rows), *self._queue]
-            self._rows.clear()
-            self._finished.clear()
+            waiting = [*self._batch.clear(), *self._queue]
             self._queue.clear()
         for ticket in waiting:
             self._settle(ticket, error)
-
-
-def _failure(error: Exception) -> PPDError:
-    if isinstance(error, PPDError):
-        return error.with_traceback(None)  # its frames would keep the row as long as the ticket
-    log.error("a picture could not be made", exc_info=error)
-    return GenerationFailed(type(error).__name__)

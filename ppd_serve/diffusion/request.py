@@ -26,7 +26,8 @@ class GenerationRequest:
     """One picture. Every field is set; ``Defaults.request`` fills what a caller leaves out.
 
     ``guidance_interval`` is (from, to) as shares of the steps: outside it the picture is not guided
-    (arXiv 2404.07724), and each step there costs one part of a forward instead of two.
+    (arXiv 2404.07724), and each step there costs one part of a forward instead of two. With
+    ``preview_every`` n, each n-th step's ``Progress`` has a preview; 0 is none.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class GenerationRequest:
     preference_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    preview_every: int = 0
 
 
 @dataclass(frozen=True)

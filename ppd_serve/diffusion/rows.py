@@ -58,6 +58,12 @@ class Row:
         low, high = self.request.guidance_interval
         return self.negative if low <= self.index / len(self.schedule.steps) < high else None
 
+    @property
+    def wants_preview(self) -> bool:
+        """After the step just done."""
+        every = self.request.preview_every
+        return every > 0 and self.index % every == 0
+
     def noise(self) -> Tensor:
         """Drawn on the CPU in float32, so it is the same on every device; and the same again until
         the step it was drawn for is done, so a step that failed can be taken again."""

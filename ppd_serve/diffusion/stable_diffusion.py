@@ -6,7 +6,7 @@ The steps are those of diffusers' ``StableDiffusionPipeline``, so that its pictu
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from ppd_serve.diffusion.backbone import Text
+from ppd_serve.diffusion.preview import LinearPreview, fit_preview
 from ppd_serve.diffusion.schedules import SCHEDULES, Schedule, samplers
 from ppd_serve.errors import InvalidInput, ReleaseError
 
@@ -88,6 +89,10 @@ class StableDiffusion:
                 mask = words.attention_mask.to(self.device)
             return {"states": self._text_encoder(words.input_ids.to(self.device), mask)[0]}
 
+    def texts_found(self) -> tuple[int, int]:
+        found = self.encode.cache_info()
+        return found.hits, found.misses
+
     def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
         return self.denoiser(
             x_BCHW.to(self.dtype), timesteps_B, text["states"].to(self.dtype), return_dict=False
@@ -99,6 +104,14 @@ class StableDiffusion:
         # AutoencoderKL tells a distribution, of which the mean is taken; AutoencoderTiny a point.
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
         return latents * self._vae.config.scaling_factor
+
+    def preview(self, x0_BCHW: Tensor) -> np.ndarray:
+        return self._preview(x0_BCHW)
+
+    @cached_property
+    def _preview(self) -> LinearPreview:
+        """Fitted when first asked for: decoding a handful of small drawings."""
+        return fit_preview(self.to_latents, self.decode, self._scale)
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         latents = latents_BCHW.to(self.dtype) / self._vae.config.scaling_factor

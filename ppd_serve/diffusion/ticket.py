@@ -10,16 +10,19 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ppd_serve.diffusion.request import GenerationRequest, Result
 
 log = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
-    """``step`` of ``steps`` is done."""
+    """``step`` of ``steps`` is done; ``preview`` uint8 ``[h, w, 3]`` where one was asked for."""
 
     step: int
     steps: int
+    preview: np.ndarray | None = None
 
 
 class Ticket:
@@ -80,10 +83,10 @@ class Ticket:
 
     # The engine's end.
 
-    def advanced(self, step: int, steps: int) -> None:
+    def advanced(self, progress: Progress) -> None:
         for watcher in list(self._watchers):
             try:
-                watcher(Progress(step, steps))
+                watcher(progress)
             except Exception:
                 log.exception("a progress watcher failed")
 

@@ -279,6 +279,51 @@ def test_a_death_at_the_door_loses_nobody() -> None:
     engine.stop()
 
 
+def test_limits_change_while_it_runs() -> None:
+    toy = Toy()
+    engine = Engine(toy, max_rows=4, queue_limit=1)
+    tickets = engine.submit_all([ask(guidance_scale=1.0)] * 4)
+    engine.tick()
+    engine.reconfigure(max_rows=2)
+    engine.tick()
+    engine.tick()
+    assert [shape[0] for shape in toy.forwards] == [4, 2, 2], "they take turns in smaller forwards"
+    with pytest.raises(QueueFull):
+        engine.submit(ask())
+    engine.reconfigure(max_rows=5, queue_limit=0)
+    tickets.append(engine.submit(ask(guidance_scale=1.0)))
+    with pytest.raises(QueueFull):
+        engine.submit(ask())
+    engine.tick()
+    assert toy.forwards[-1][0] == 5
+    with engine:
+        for ticket in tickets:
+            ticket.result(WAIT)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("max_rows", 0), ("queue_limit", -1)])
+def test_refuses_limits_that_mean_nothing(limit: str, value: int) -> None:
+    engine = Engine(Toy())
+    with pytest.raises(InvalidInput) as refused:
+        engine.reconfigure(**{limit: value})
+    assert refused.value.field == limit and (engine.max_rows, engine.queue_limit) == (16, 256)
+
+
+def test_stats_say_what_is_going_on() -> None:
+    engine = Engine(Toy(), max_rows=2)
+    idle = engine.stats()
+    assert (idle.queued, idle.active, idle.ticks, idle.rows, idle.seconds) == (0, 0, 0, 0, 0)
+    engine.submit_all([ask(steps=2)] * 3)
+    engine.tick()
+    busy = engine.stats()
+    assert (busy.queued, busy.active, busy.ticks, busy.rows, busy.batch_limit) == (1, 2, 1, 2, 2)
+    assert busy.seconds > 0
+    with engine:
+        pass
+    done = engine.stats()
+    assert (done.queued, done.active, done.rows) == (0, 0, 1) and done.ticks > 1
+
+
 def test_a_silent_engine_is_not_healthy() -> None:
     entered, leave = threading.Event(), threading.Event()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppd_serve.diffusion import engine, rows, user_attention
+from ppd_serve.diffusion import batch, rows, user_attention
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import GenerationRequest, User
@@ -176,7 +176,7 @@ class TestTheCheckCanFail:
             row.generator = shared
             return row
 
-        honest = engine.start_row
-        monkeypatch.setattr(engine, "start_row", start)
+        honest = batch.start_row
+        monkeypatch.setattr(batch, "start_row", start)
         with pytest.raises(AssertionError, match="neighbours"):
             check_isolation(run, requests)

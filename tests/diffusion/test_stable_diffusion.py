@@ -25,6 +25,19 @@ def test_any_text_from_many_threads(backbone: Backbone) -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+def test_a_prompt_is_encoded_once(release: Release) -> None:
+    """The empty negative prompt of everybody, above all."""
+    backbone = release.load_backbone()
+    defaults = release.defaults
+    with Engine(backbone) as engine:
+        for prompt in ("a house", "a cat", "a house"):
+            engine.submit(defaults.request(prompt, steps=1)).result(60)
+        stats = engine.stats()
+    assert defaults.guidance_scale > 1, "or there would be no negative prompt"
+    assert (stats.text_hits, stats.text_misses) == backbone.texts_found() == (3, 3)
+    assert backbone.encode("a house") is backbone.encode("a house")
+
+
 @pytest.mark.parametrize(
     ("width", "height", "field"),
     [(60, 64, "width"), (64, 0, "height"), (64, -32, "height"), (1024, 64, "width")],

@@ -43,6 +43,9 @@ class Toy:
             raise InvalidInput("unknown", field="sampler")
         return SCHEDULES[sampler](CONFIG, steps)
 
+    def texts_found(self) -> tuple[int, int]:
+        return 0, 0
+
     def encode(self, prompt: str) -> Text:
         if prompt == "unencodable":
             raise ValueError(prompt)
@@ -58,6 +61,9 @@ class Toy:
         if state.isinf().any():
             raise RuntimeError("a forward that fails")
         return torch.tanh(x_BCHW + state) + timesteps_B.view(-1, 1, 1, 1) / 1000
+
+    def preview(self, x0_BCHW: Tensor) -> np.ndarray:
+        return x0_BCHW.tanh().add(1).mul(127).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         self.decoded.append(tuple(latents_BCHW.shape))

@@ -1,0 +1,135 @@
+"""The rows in flight: how they start, step, are decoded, and leave one by one.
+
+One thread's affair: the engine's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
+from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
+from ppd_serve.diffusion.request import Result
+from ppd_serve.diffusion.rows import Row, start_row, step_rows
+from ppd_serve.diffusion.ticket import Progress, Ticket
+from ppd_serve.diffusion.turns import Turns
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.errors import Cancelled, GenerationFailed, PPDError
+
+log = logging.getLogger(__name__)
+
+
+class Batch:
+    """``settle`` is told once how each ticket ended: with a picture or an error."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: UserAdapter | None,
+        settle: Callable[[Ticket, Result | PPDError], None],
+    ) -> None:
+        self.limits = BatchLimits(backbone)
+        self._backbone = backbone
+        self._adapter = adapter
+        self._settle = settle
+        self._turns = Turns()
+        self._running: list[Row] = []  # in the order of waiting
+        self._finished: list[Row] = []  # to be decoded, in nobody's place any more
+
+    def __len__(self) -> int:
+        """Rows being denoised or decoded."""
+        return len(self._running) + len(self._finished)
+
+    @property
+    def running(self) -> int:
+        """Rows that have steps to go."""
+        return len(self._running)
+
+    def drop_cancelled(self) -> None:
+        for row in [*self._running, *self._finished]:
+            if row.ticket.cancelled:
+                self._leave(row, Cancelled())
+
+    @torch.inference_mode()
+    def start(self, ticket: Ticket) -> None:
+        """Make a row of it, or end it with what prevents that."""
+        try:
+            self._running.append(start_row(ticket, self._backbone, self._adapter))
+        except Exception as error:
+            self._settle(ticket, _failure(error))
+
+    @torch.inference_mode()
+    def step(self, most: int) -> int:
+        """One forward for the group whose turn it is. How many rows took part, at most ``most``."""
+        rows = self._turns.next(self._running, lambda shape: min(most, self.limits.of(shape)))
+        self._step(rows)
+        return len(rows)
+
+    @torch.inference_mode()
+    def decode(self) -> None:
+        """Make pictures of some of the rows that are finished."""
+        batch = next_to_decode([row for row in self._finished if not row.ticket.cancelled])
+        for row, made in zip(batch, decode_rows(batch, self._backbone), strict=True):
+            self._leave(row, made if isinstance(made, Result) else _failure(made))
+
+    def clear(self) -> list[Ticket]:
+        """Drop every row. The tickets, which are still to be settled."""
+        tickets = [row.ticket for row in [*self._running, *self._finished]]
+        self._running.clear()
+        self._finished.clear()
+        return tickets
+
+    def _step(self, rows: list[Row]) -> None:
+        """Step all of them. Out of memory, they go on in smaller forwards from the next tick; if
+        the forward fails otherwise, halve it until only the guilty fail."""
+        if not rows:
+            return
+        try:
+            step_rows(rows, self._backbone, self._adapter)
+        except Exception as error:
+            if len(rows) == 1:
+                self._leave(rows[0], _failure(error))
+            elif is_out_of_memory(error):
+                self.limits.ran_out(rows[0].shape, len(rows))
+            else:
+                self._step(rows[: len(rows) // 2])
+                self._step(rows[len(rows) // 2 :])
+            return
+        self.limits.went_well(rows[0].shape, len(rows))
+        finite = torch.stack([row.x_CHW for row in rows]).isfinite().flatten(1).all(1)
+        for row, ok in zip(rows, finite.tolist(), strict=True):
+            if not ok:
+                self._leave(row, GenerationFailed("the latent is not finite"))
+            elif row.finished:
+                self._running.remove(row)
+                self._finished.append(row)
+        self._report([row for row, ok in zip(rows, finite.tolist(), strict=True) if ok])
+
+    def _report(self, rows: list[Row]) -> None:
+        """Tell their tickets. A preview that cannot be made is left out."""
+        shown = [row for row in rows if row.wants_preview]
+        previews: dict[Row, np.ndarray] = {}
+        if shown:
+            try:
+                pixels = self._backbone.preview(torch.stack([row.x0_CHW for row in shown]))
+                previews = dict(zip(shown, pixels, strict=True))
+            except Exception:
+                log.exception("no preview could be made")
+        for row in rows:
+            row.ticket.advanced(Progress(row.index, len(row.schedule.steps), previews.get(row)))
+
+    def _leave(self, row: Row, outcome: Result | PPDError) -> None:
+        (self._finished if row in self._finished else self._running).remove(row)
+        self._settle(row.ticket, outcome)
+
+
+def _failure(error: Exception) -> PPDError:
+    if isinstance(error, PPDError):
+        return error.with_traceback(None)  # its frames would keep the row as long as the ticket
+    log.error("a picture could not be made", exc_info=error)
+    return GenerationFailed(type(error).__name__)
