@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppd_serve.diffusion.attention import use_attention_backend
 from ppd_serve.diffusion.schedules import Schedule
 from ppd_serve.errors import ReleaseError
 
@@ -46,6 +47,10 @@ class Backbone(Protocol):
     def texts_found(self) -> tuple[int, int]:
         """How often ``encode`` had a prompt's states at hand, and how often it made them."""
 
+    def bucket(self, parts: int) -> int:
+        """How many parts a forward for so many is given: more where only some sizes are compiled.
+        Those beyond are copies that nobody looks at."""
+
     def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
         """The model's output at each row's own timestep, ``[B, C, h, w]``."""
 
@@ -60,9 +65,18 @@ class Backbone(Protocol):
 
 
 def load_backbone(
-    path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    compile: bool = False,
+    attention_backend: str | None = None,
 ) -> Backbone:
-    """Load a directory that a diffusers pipeline saved. ReleaseError if it cannot be served."""
+    """Load a directory that a diffusers pipeline saved. ReleaseError if it cannot be served.
+
+    ``compile`` is for GPUs and of no effect elsewhere; ``attention_backend`` is a name of
+    diffusers' dispatcher, None torch's own choice.
+    """
     refuse_pickles(path)
     try:
         family = json.loads((path / "model_index.json").read_text())["_class_name"]
@@ -71,7 +85,12 @@ def load_backbone(
     if family == "StableDiffusionPipeline":
         from ppd_serve.diffusion.stable_diffusion import StableDiffusion
 
-        return StableDiffusion.load(path, device, dtype)
+        backbone = StableDiffusion.load(path, device, dtype)
+        if attention_backend is not None:
+            use_attention_backend(backbone.denoiser, attention_backend)
+        if compile and backbone.device.type == "cuda":
+            backbone.compile()
+        return backbone
     raise ReleaseError(f"{family} is not a backbone this server knows")
 
 

@@ -90,7 +90,7 @@ class Batch:
         if not rows:
             return
         try:
-            step_rows(rows, self._backbone, self._adapter)
+            finite = step_rows(rows, self._backbone, self._adapter)
         except Exception as error:
             if len(rows) == 1:
                 self._leave(rows[0], _failure(error))
@@ -101,14 +101,13 @@ class Batch:
                 self._step(rows[len(rows) // 2 :])
             return
         self.limits.went_well(rows[0].shape, len(rows))
-        finite = torch.stack([row.x_CHW for row in rows]).isfinite().flatten(1).all(1)
-        for row, ok in zip(rows, finite.tolist(), strict=True):
+        for row, ok in zip(rows, finite, strict=True):
             if not ok:
                 self._leave(row, GenerationFailed("the latent is not finite"))
             elif row.finished:
                 self._running.remove(row)
                 self._finished.append(row)
-        self._report([row for row, ok in zip(rows, finite.tolist(), strict=True) if ok])
+        self._report([row for row, ok in zip(rows, finite, strict=True) if ok])
 
     def _report(self, rows: list[Row]) -> None:
         """Tell their tickets. A preview that cannot be made is left out."""

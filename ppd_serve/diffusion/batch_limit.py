@@ -95,7 +95,8 @@ def measure(backbone: Backbone, shape: Shape) -> int:
     cached = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(
         backbone.device
     )
-    fits = rows_that_fit(torch.cuda.mem_get_info(backbone.device)[0] + cached, one, two)
+    parts = 2 * rows_that_fit(torch.cuda.mem_get_info(backbone.device)[0] + cached, one, two)
+    fits = max((n for n in range(1, parts // 2 + 1) if backbone.bucket(2 * n) <= parts), default=1)
     log.info("%d rows of %s fit the memory", fits, shape)
     return fits
 

@@ -107,21 +107,24 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     return row
 
 
-def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | None) -> None:
+def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | None) -> list[bool]:
     """One forward for all ``rows`` (equal latent shapes), each at its own timestep.
 
     Rows that are guided at this step take part twice: with their prompt and users, and with the
-    negative prompt and nobody. On an exception no row has changed, and the step can be taken again.
+    negative prompt and nobody. Returns which of them are finite. On an exception no row has
+    changed, and the step can be taken again.
     """
     B, device = len(rows), backbone.device
     lines = [row.schedule.steps[row.index] for row in rows]
     negatives = {i: text for i, row in enumerate(rows) if (text := row.guidance) is not None}
     guided = list(negatives)
     part = [*range(B), *guided]
+    spare = backbone.bucket(len(part)) - len(part)
+    part += [0] * spare
 
     x = torch.stack([row.x_CHW for row in rows])
     timesteps = torch.tensor([lines[i].timestep for i in part], device=device)
-    texts = [*(row.text for row in rows), *negatives.values()]
+    texts = [*(row.text for row in rows), *negatives.values(), *[rows[0].text] * spare]
     text = {key: torch.cat([each[key] for each in texts]) for key in texts[0]}
     if adapter is None:
         m = backbone.denoise(x[part], timesteps, text).float()
@@ -132,7 +135,7 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
         requests = [rows[i].request for i in guided]
         scale = torch.tensor([r.guidance_scale for r in requests], device=device)
         rescale = torch.tensor([r.guidance_rescale for r in requests], device=device)
-        m, m_negative = m[:B], m[B:]
+        m_negative = m[B : B + len(guided)]
         m[guided] = _guide(m[guided], m_negative, scale, rescale)
 
     x0_prev = torch.stack([row.x0_CHW for row in rows])
@@ -140,9 +143,12 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
         row.noise() if line.d else torch.zeros_like(row.x_CHW)
         for row, line in zip(rows, lines, strict=True)
     ]
-    x, x0 = advance(lines, x, m, x0_prev, torch.stack(fresh))
+    x, x0 = advance(lines, x, m[:B], x0_prev, torch.stack(fresh))
+    # Asked before any row moves: a GPU tells of a failure only when it is waited for.
+    finite: list[bool] = x.isfinite().flatten(1).all(1).tolist()
     for i, row in enumerate(rows):
         row.moved(x[i], x0[i])
+    return finite
 
 
 def final_latents(rows: Sequence[Row]) -> Tensor:

@@ -37,6 +37,7 @@ class StableDiffusion:
         self._scale = pipeline.vae_scale_factor
         self._multiple = self._scale * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
         self._largest = 2 * self._scale * self.denoiser.config.sample_size
+        self._compiled = False
         self._text_lock = threading.Lock()
         self.encode = lru_cache(TEXTS_KEPT)(self._encode)
         self._schedule = lru_cache(TEXTS_KEPT)(self._make_schedule)
@@ -55,6 +56,20 @@ class StableDiffusion:
         except (OSError, ValueError, KeyError) as error:
             raise ReleaseError(f"cannot load the backbone {path.name}: {error}") from error
         return cls(pipeline.to(device))
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the denoiser's transformer blocks, which repeat, for batches of 1, 2, 4, 8, …
+
+        Each size is compiled in its first forward. Put an adapter on first or later, as you like.
+        """
+        # One compiled form for each batch size, width and number of users; beyond the limit torch
+        # goes back to running the block as it is, without a word.
+        torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+        self.denoiser.compile_repeated_blocks(backend=backend, dynamic=False)
+        self._compiled = True
+
+    def bucket(self, parts: int) -> int:
+        return 1 << (parts - 1).bit_length() if self._compiled else parts
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         for field, side in (("width", width), ("height", height)):

@@ -23,11 +23,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ppd_serve.diffusion.attention import PlainAttnProcessor, is_plain
 from ppd_serve.errors import ReleaseError
 
 
@@ -90,50 +92,27 @@ class UserAttention(nn.Module):
         return (out.view(B, U, H, Q, d) * weights_BU.to(out.dtype).view(B, U, 1, 1, 1)).sum(1)
 
 
-class UserAttnProcessor:
-    """diffusers' ``AttnProcessor2_0`` for plain cross-attention, plus the user's branch.
+class UserAttnProcessor(PlainAttnProcessor):
+    """Plain cross-attention, plus the user's branch.
 
     Not a module: the adapter owns the weights, so the denoiser's own state dict stays the base's.
     """
 
-    def __init__(self, branch: UserAttention, condition: Condition) -> None:
+    def __init__(
+        self,
+        branch: UserAttention,
+        condition: Condition,
+        backend: AttentionBackendName | None = None,
+    ) -> None:
+        super().__init__(backend)
         self.branch = branch
         self.condition = condition
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        grid = hidden_states.shape  # Stable Cascade's blocks come as [B, C, h, w]
-        if len(grid) == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        B, Q, _ = hidden_states.shape
-        if attn.norm_cross:
-            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
-        if attention_mask is not None:
-            length = encoder_hidden_states.shape[1]
-            attention_mask = attn.prepare_attention_mask(attention_mask, length, B)
-            attention_mask = attention_mask.view(B, attn.heads, -1, attention_mask.shape[-1])
-
-        def heads(x: Tensor) -> Tensor:
-            return x.view(B, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
-
-        query = heads(attn.to_q(hidden_states))
-        key = heads(attn.to_k(encoder_hidden_states))
-        value = heads(attn.to_v(encoder_hidden_states))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        if self.condition.tokens_BUTD is not None:
-            out = out + self.branch(query, self.condition)
-
-        out = out.transpose(1, 2).reshape(B, Q, -1).to(query.dtype)
-        out = attn.to_out[1](attn.to_out[0](out))
-        if len(grid) == 4:
-            out = out.transpose(1, 2).reshape(grid)
-        return out / attn.rescale_output_factor
+    def beside(self, query_BHQd: Tensor) -> Tensor | None:
+        if self.condition.tokens_BUTD is None:
+            return None
+        out: Tensor = self.branch(query_BHQd, self.condition)
+        return out
 
 
 class UserAdapter(nn.Module):
@@ -148,10 +127,8 @@ class UserAdapter(nn.Module):
     ) -> None:
         super().__init__()
         for attn in attentions:
-            if attn.group_norm is not None or attn.spatial_norm is not None:
-                raise ValueError("the user branch needs plain cross-attention, without norms")
-            if attn.norm_q is not None or attn.residual_connection or attn.added_kv_proj_dim:
-                raise ValueError("the user branch needs plain cross-attention, without extras")
+            if not is_plain(attn):
+                raise ValueError("the user branch needs plain cross-attention")
         widths = {attn.to_k.in_features for attn in attentions}
         if len(widths) != 1:
             raise ValueError(f"cross-attentions must share one width, found {sorted(widths)}")
@@ -164,7 +141,8 @@ class UserAdapter(nn.Module):
         self._condition = Condition()
         for attn, branch in zip(attentions, self.branches, strict=True):
             assert isinstance(branch, UserAttention)
-            attn.set_processor(UserAttnProcessor(branch, self._condition))
+            backend = getattr(attn.processor, "_attention_backend", None)  # stays as it was chosen
+            attn.set_processor(UserAttnProcessor(branch, self._condition, backend))
 
     @classmethod
     def for_unet(
