@@ -88,10 +88,8 @@ def measure(backbone: Backbone, shape: Shape) -> int:
         return UNBOUNDED
     try:
         one, two = (_peak(backbone, shape, rows) for rows in (1, 2))
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            return 1
-        raise
+    except Exception as error:  # the rows will meet it too, each for itself
+        return 1 if is_out_of_memory(error) else UNBOUNDED
     cached = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(
         backbone.device
     )

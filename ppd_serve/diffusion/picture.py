@@ -33,6 +33,8 @@ def parameters(request: GenerationRequest, release: str) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model": release,
     }
+    if request.guidance_interval != (0.0, 1.0):
+        settings["CFG interval"] = "{:g} to {:g}".format(*request.guidance_interval)
     lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
     return "\n".join(lines)
 

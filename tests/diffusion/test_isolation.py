@@ -45,6 +45,8 @@ CHOICES: list[dict[str, Any]] = [
     {"users": (User(B),), "steps": 3, "sampler": "euler_ancestral", "guidance_rescale": 0.0},
     {"users": ((B, 1.0),), "width": 32, "height": 64, "negative_prompt": "blurred"},
     {"users": (User(C),), "steps": 6, "sampler": "ddpm", "guidance_scale": 1.0},
+    {"users": (User(B),), "steps": 5, "guidance_interval": (0.3, 0.7), "sampler": "euler_karras"},
+    {"users": (User(C),), "steps": 3, "sampler": "lcm", "preview_every": 1},
     {"width": 32, "height": 64, "steps": 5, "prompt": "a cat on a hill at night"},
 ]
 

@@ -27,6 +27,11 @@ def test_parameters_say_everything_but_the_user() -> None:
     assert parameters(REQUEST, "studio 1.0") == TEXT
 
 
+def test_parameters_say_where_guidance_applies() -> None:
+    request = DEFAULTS.request("a", guidance_interval=(0.25, 1.0))
+    assert ", CFG interval: 0.25 to 1" in parameters(request, "studio 1.0")
+
+
 def test_png_is_exact_and_says_how_it_was_made() -> None:
     image = Image.open(io.BytesIO(encode_picture(PIXELS, "png", TEXT)))
     assert image.format == "PNG" and image.text == {"parameters": TEXT}

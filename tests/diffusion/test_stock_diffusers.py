@@ -1,5 +1,6 @@
 """Our release, in unmodified diffusers: the same latents as the engine's."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionPipeline,
 )
 
@@ -20,10 +22,12 @@ from ppd_serve.release import Release
 from tests.diffusion.test_isolation import embedding
 from tests.tiny_release import EMBEDDING_ROWS
 
-CLASSES: dict[str, Any] = {
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
+SCHEDULERS: dict[str, Any] = {
+    "ddim": DDIMScheduler.from_config,
+    "euler": EulerDiscreteScheduler.from_config,
+    "dpmpp_2m": DPMSolverMultistepScheduler.from_config,
+    "dpmpp_2m_karras": partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=True),
+    "lcm": LCMScheduler.from_config,
 }
 
 
@@ -42,7 +46,7 @@ def stock(release: Release) -> StableDiffusionPipeline:
     return pipeline
 
 
-@pytest.mark.parametrize("sampler", CLASSES)
+@pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize(("guidance", "scale"), [(4.0, 1.0), (1.0, 1.0), (2.5, 0.4)])
 def test_reproduces_the_engine(
     release: Release,
@@ -67,7 +71,7 @@ def test_reproduces_the_engine(
     with Engine(backbone, adapter, embedding_rows=EMBEDDING_ROWS) as engine:
         ours = engine.submit(request).result(60)
 
-    stock.scheduler = CLASSES[sampler].from_config(stock.scheduler.config)
+    stock.scheduler = SCHEDULERS[sampler](stock.scheduler.config)
     stock.set_ip_adapter_scale(scale)
     user_half = torch.from_numpy(user)[None]
     guided = guidance > 1

@@ -1,0 +1,144 @@
+"""What joining at any step is worth, and what of a step is not the denoiser's own.
+
+    .venv/bin/python benchmarks/bench_engine.py
+
+Writes ``runs/bench/engine.json`` and prints a Markdown table. Every figure is a ratio within this
+run; medians over repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.request import User
+from ppd_serve.diffusion.ticket import Progress
+from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.release import Release, load_release
+
+REPEATS = 5
+RELEASE = Path("ppd_serve/assets/studio")
+LONG, SHORT = 100, 10  # steps
+
+
+def median_seconds(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def joiner(release: Release, engine: Engine) -> dict[str, float]:
+    """A short request that comes at an arbitrary moment of a long one's steps."""
+    prompt = release.manifest.example_prompts[0]
+    stamps: list[float] = []
+    first: list[float] = []
+    under_way = threading.Event()
+
+    def stamp(progress: Progress) -> None:
+        stamps.append(time.perf_counter())
+        if progress.step == LONG // 4:
+            under_way.set()
+
+    long = engine.submit(release.defaults.request(prompt, steps=LONG))
+    long.on_step(stamp)
+    under_way.wait()
+    time.sleep((stamps[-1] - stamps[-2]) / 3)  # inside a step, not at its end
+    arrived = time.perf_counter()
+    before = len(stamps)
+    short = engine.submit(release.defaults.request(prompt, steps=SHORT, seed=1))
+
+    def note(progress: Progress) -> None:
+        if progress.step == 1:
+            first.append(time.perf_counter())
+
+    short.on_step(note)
+    short.result()
+    whole = time.perf_counter() - arrived
+    together = np.diff(stamps[before + 1 : before + SHORT])
+    step = float(np.median(together))
+    long.result()
+    static = stamps[-1] - arrived  # a static batch takes it when the long one is done
+    return {
+        "joiner's first step, in steps of the shared batch": (first[0] - arrived) / step,
+        "joiner's whole time, per step and step time": whole / (SHORT * step),
+        "static batching: wait before the first step, in steps": static / step,
+    }
+
+
+def parts_of_a_step(
+    release: Release, backbone: Backbone, adapter: UserAdapter, rows: int
+) -> dict[str, float]:
+    """What it would save at most to keep users' keys and values between the steps of a row."""
+    embedding_rows, dim = release.manifest.embedding_shape or (1, 1)
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((rows, embedding_rows, dim)).astype(np.float32)
+    tokens = adapter.project(torch.from_numpy(embeddings))[:, None]
+    states = backbone.encode(release.manifest.example_prompts[0])["states"]
+    shape = backbone.latent_shape(*release.defaults.sizes[0])
+    x, t = torch.randn(rows, *shape), torch.full((rows,), 500.0)
+
+    def forward() -> None:
+        with adapter.condition(tokens):
+            backbone.denoise(x, t, {"states": states.expand(rows, -1, -1)})
+
+    def project() -> None:
+        for branch in adapter.branches:
+            branch.to_k_ip(tokens), branch.to_v_ip(tokens)
+
+    with torch.inference_mode():
+        return {
+            f"users' keys and values, share of a forward of {rows} rows": (
+                median_seconds(project) / median_seconds(forward)
+            ),
+            f"decoding a picture, in forwards of {rows} rows": (
+                median_seconds(lambda: backbone.decode(x[:1])) / median_seconds(forward)
+            ),
+        }
+
+
+def main() -> None:
+    release = load_release(RELEASE)
+    backbone = release.load_backbone()
+    adapter = release.load_adapter(backbone)
+    assert adapter is not None
+    rows, dim = release.manifest.embedding_shape or (1, 1)
+    with Engine(backbone, adapter, embedding_rows=rows) as engine:
+        user = User(np.zeros((rows, dim), np.float32))
+        engine.submit(release.defaults.request("warm-up", steps=2, users=(user,))).result()
+        runs = [joiner(release, engine) for _ in range(REPEATS)]
+    figures = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    for batch in (2, 16):
+        figures |= parts_of_a_step(release, backbone, adapter, batch)
+
+    report = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "release": f"{release.name} {release.version}",
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    out = Path("runs/bench/engine.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['machine']}, torch {report['torch']}, {report['release']}\n")
+    print("| figure | value |\n|---|---|")
+    for name, value in figures.items():
+        print(f"| {name} | {value:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
