@@ -71,7 +71,7 @@ def test_reproduces_the_engine(
     with Engine(backbone, adapter, embedding_rows=EMBEDDING_ROWS) as engine:
         ours = engine.submit(request).result(60)
 
-    stock.scheduler = SCHEDULERS[sampler](stock.scheduler.config)
+    stock.scheduler = SCHEDULERS[sampler](backbone.scheduler_config)
     stock.set_ip_adapter_scale(scale)
     user_half = torch.from_numpy(user)[None]
     guided = guidance > 1
