@@ -6,25 +6,31 @@ torch is imported only where it is needed, while the other actors are already up
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
+import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ppd_serve.api.events import Preview, Queued, Step
 from ppd_serve.errors import ReleaseError, Unavailable
-from ppd_serve.gateway.ports import DrawRequest, IndexRow
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, Format, IndexRow
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import DiffuserPart, EncoderPart
 
 if TYPE_CHECKING:
+    from ppd_serve.diffusion.request import GenerationRequest
+    from ppd_serve.diffusion.ticket import Ticket
     from ppd_serve.preferences.encoder import Reading
 
 STUCK_SECONDS = 300.0  # no VLM that anybody waits for reads four pairs for this long
+LOOK_SECONDS = 0.5  # how often who waits in the engine's queue is told the place
 log = logging.getLogger(__name__)
 
 
@@ -161,7 +167,7 @@ class UserIndex:
 
 
 class Diffuser:
-    """The engine, in its own thread. PNG is encoded here; bytes travel."""
+    """The engine, in its own thread. Pictures are encoded here; bytes travel."""
 
     def __init__(self, release: str, part: DiffuserPart) -> None:
         import torch
@@ -184,38 +190,71 @@ class Diffuser:
         ).start()
         self._engine.submit(self._release.defaults.request("warm-up")).result()
 
-    async def draw(self, request: DrawRequest) -> list[bytes]:
-        from ppd_serve.diffusion.request import User
-
-        tickets = self._engine.submit_all(
-            [
-                self._release.defaults.request(
-                    request.prompt,
-                    negative_prompt=request.negative_prompt,
-                    seed=seed,
-                    width=request.width,
-                    height=request.height,
-                    steps=request.steps,
-                    guidance_scale=request.guidance_scale,
-                    sampler=request.sampler,
-                    preference_scale=request.preference_scale,
-                    users=tuple(User(values, weight) for values, weight in request.users),
-                )
-                for seed in request.seeds
-            ]
-        )
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
+        """Ray closes this when nobody reads it any more."""
+        tickets = self._engine.submit_all([self._wanted(request, seed) for seed in request.seeds])
+        inbox: asyncio.Queue[DrawEvent | Exception] = asyncio.Queue()
+        followers = []
         try:
-            return await asyncio.gather(*map(self._png, tickets))
+            yield Queued(place := self._engine.position(tickets[0]))
+            followers = [
+                asyncio.create_task(self._follow(image, ticket, inbox))
+                for image, ticket in enumerate(tickets)
+            ]
+            unfinished = len(tickets)
+            while unfinished:
+                event = await _next_of(inbox)
+                if place and (now := self._engine.position(tickets[0])) != place:
+                    yield Queued(place := now)
+                if isinstance(event, Exception):
+                    raise event
+                unfinished -= isinstance(event, Finished)
+                if event is not None and (request.watched or isinstance(event, Finished)):
+                    yield event
         finally:
             for ticket in tickets:
                 ticket.cancel()  # of no effect on those that are done
+            for follower in followers:
+                follower.cancel()
 
-    async def _png(self, ticket: Any) -> bytes:
+    def _wanted(self, request: DrawRequest, seed: int) -> GenerationRequest:
+        from ppd_serve.diffusion.request import User
+
+        steps = request.steps or self._release.defaults.steps
+        return self._release.defaults.request(
+            request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=seed,
+            width=request.width,
+            height=request.height,
+            steps=steps,
+            guidance_scale=request.guidance_scale,
+            sampler=request.sampler,
+            preference_scale=request.preference_scale,
+            users=tuple(User(values, weight) for values, weight in request.users),
+            preview_every=math.ceil(steps / (request.previews + 1)) if request.previews else 0,
+        )
+
+    async def _follow(
+        self, image: int, ticket: Ticket, inbox: asyncio.Queue[DrawEvent | Exception]
+    ) -> None:
         from ppd_serve.diffusion.picture import encode_picture, parameters
 
-        result = await ticket
-        text = parameters(ticket.request, self._release.name)
-        return await asyncio.to_thread(encode_picture, result.pixels, "png", text)
+        try:
+            async for progress in ticket:
+                inbox.put_nowait(Step(image, progress.step, progress.steps))
+                if progress.preview is not None and progress.step < progress.steps:
+                    png = await asyncio.to_thread(encode_picture, progress.preview)
+                    inbox.put_nowait(Preview(image, png))
+            result = await ticket
+            text = parameters(ticket.request, self._release.name)
+            png = await asyncio.to_thread(encode_picture, result.pixels, "png", text)
+            inbox.put_nowait(Finished(image, png))
+        except Exception as error:
+            inbox.put_nowait(error)
+
+    async def encode(self, png: bytes, format: Format) -> bytes:
+        return await asyncio.to_thread(_encoded_again, png, format)
 
     async def samplers(self) -> list[str]:
         return list(self._engine.backbone.samplers)
@@ -227,3 +266,22 @@ class Diffuser:
         """Ray restarts the actor when this raises."""
         if not self._engine.healthy():
             raise Unavailable("The engine does not move")
+
+
+async def _next_of(inbox: asyncio.Queue[DrawEvent | Exception]) -> DrawEvent | Exception | None:
+    """None when there is none for a while: time to look at the queue."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await inbox.get()
+    except TimeoutError:
+        return None
+
+
+def _encoded_again(png: bytes, format: Format) -> bytes:
+    from PIL import Image
+
+    from ppd_serve.diffusion.picture import encode_picture
+
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        text = str(image.info.get("parameters", ""))
+        return encode_picture(np.asarray(image.convert("RGB")), format, text)

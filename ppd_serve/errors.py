@@ -6,6 +6,7 @@ PPDError
 ├── Unauthorized            401
 ├── Forbidden               403
 ├── NotFound                404
+├── NotAcceptable           406  nothing that ``Accept`` names can be given
 ├── Conflict                409  the same key is running, a picture is in use, another answer
 ├── TooLarge                413
 ├── Unavailable             503  carries ``retry_after`` seconds
@@ -73,6 +74,10 @@ class Forbidden(PPDError):
 
 class NotFound(PPDError):
     type, title, status = "not-found", "Not found", 404
+
+
+class NotAcceptable(PPDError):
+    type, title, status = "not-acceptable", "Not acceptable", 406
 
 
 class Conflict(PPDError):

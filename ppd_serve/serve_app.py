@@ -8,8 +8,9 @@ Gateway ──► Encoder     pairs → embedding (VLM, its own thread)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ppd_serve.api.auth import Access
 from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.errors import ActorUnavailable, PPDError, ReleaseError
 from ppd_serve.gateway.build import build_services
-from ppd_serve.gateway.ports import DrawRequest, IndexRow
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Format, IndexRow
 from ppd_serve.manifest import Manifest, Source, read_manifest
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import Part, Settings
@@ -107,7 +108,8 @@ def _app(
             _describe(manifest),
             access,
             settings.encode_wait_s,
-        )
+        ),
+        settings.cors_origins,
     )
 
 
@@ -160,8 +162,23 @@ class Remote:
         result: tuple[np.ndarray, str | None] = await self._call("embed", list(pairs))
         return result
 
-    async def draw(self, request: DrawRequest) -> list[bytes]:
-        result: list[bytes] = await self._call("draw", request)
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
+        response = self._streaming.draw.remote(request)
+        try:
+            async for event in response:
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            response.cancel()
+            raise
+        except (RayError, RayServeException) as error:
+            raise ours(error) from None
+
+    @cached_property
+    def _streaming(self) -> DeploymentHandle:
+        return self._handle.options(stream=True)
+
+    async def encode(self, png: bytes, format: Format) -> bytes:
+        result: bytes = await self._call("encode", png, format)
         return result
 
     async def samplers(self) -> list[str]:

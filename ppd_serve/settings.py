@@ -7,6 +7,7 @@ beat the ``args:`` of the configuration file.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,8 @@ class Settings(BaseSettings):
     """What ``ppd serve`` can be told.
 
     data: directory for the database, pictures and the index, unless ``database_url`` and
-    ``blob_url`` (fsspec) say otherwise. api_keys: key → project. link_secret: signs picture links;
+    ``blob_url`` (fsspec) say otherwise. cors_origins: web pages that may call from a browser, as
+    ``https://host``, or ``*`` for all. api_keys: key → project. link_secret: signs picture links;
     made and kept in ``data`` if not given. encode_wait_s: how long a call waits for the encoder.
     drain_s: how long a stopping server waits for what is being drawn. ray_address: a running
     cluster; without one, a private Ray is started.
@@ -70,6 +72,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     public_url: str | None = None
+    cors_origins: list[str] = []
     api_keys: dict[str, str] = Field(default_factory=dict, repr=False)
     allow_unauthenticated: bool = False
     link_secret: SecretStr | None = None
@@ -99,6 +102,14 @@ class Settings(BaseSettings):
         if url and url.startswith("sqlite") and not url.partition(":///")[2].startswith("/"):
             raise ValueError("needs an absolute path: sqlite:////path/to/file")
         return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#\s*]+", origin):
+                raise ValueError("an origin is * or like https://host:port, without a path")
+        return origins
 
     @field_validator("api_keys")
     @classmethod

@@ -84,7 +84,7 @@ async def test_generate(client: AsyncClient):
 
 def test_every_option_of_the_interface_can_be_given():
     offered = {"prompt", "user_id", "users", *ppd_client.Drawings.__annotations__}
-    offered |= ppd_client.Drawing.__annotations__.keys()
+    offered |= ppd_client.Drawing.__annotations__.keys() | {"stream"}  # the client's own method
     assert offered == schemas.GenerateIn.model_fields.keys()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -10,13 +10,24 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 from ppd_serve.api import docs, problems
+from ppd_serve.api.cors import Cors
 from ppd_serve.api.edge import Edge
-from ppd_serve.api.routes import generate, health, images, preferences, releases, users
+from ppd_serve.api.routes import (
+    generate,
+    generations,
+    health,
+    images,
+    openai,
+    preferences,
+    releases,
+    users,
+)
 from ppd_serve.api.services import Services
 
 
-def create_app(services: Services) -> FastAPI:
-    """The application around any implementation of ``services``."""
+def create_app(services: Services, cors_origins: Sequence[str] = ()) -> FastAPI:
+    """The application around any implementation of ``services``. ``cors_origins``: the web pages
+    that may call it (``*``: all)."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -34,8 +45,10 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(Edge)
+    if cors_origins:
+        app.add_middleware(Cors, cors_origins)  # around the Edge: its errors can be read, too
     problems.install(app)
-    for resource in (users, preferences, images, generate, releases, health):
+    for resource in (users, preferences, images, generate, generations, openai, releases, health):
         app.include_router(resource.router)
 
     @app.get("/docs", include_in_schema=False)

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ppd_serve.api.problems import MEDIA_TYPE, problem
+from ppd_serve.api.problems import is_promised, problem
 from ppd_serve.api.schemas import LIMITS
 from ppd_serve.errors import ActorUnavailable, PPDError, TooLarge
 
@@ -93,8 +93,8 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            if message["status"] >= 400 and not headers.get("content-type", "").startswith(
-                MEDIA_TYPE
+            if message["status"] >= 400 and not is_promised(
+                self.scope["path"], headers.get("content-type", "")
             ):
                 gone = message["status"] in (404, 503) and self.proxy
                 await self.answer(ActorUnavailable() if gone else PPDError())
@@ -108,7 +108,7 @@ class _Exchange:
         """Answer in the app's place, unless its answer has begun."""
         if self.answering or self.closed:
             return
-        response = problem(error)
+        response = problem(error, self.scope["path"])
         response.headers["x-request-id"] = self.request_id
         self.closed = True
         await response(self.scope, self._receive, self._send)

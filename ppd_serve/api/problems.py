@@ -23,30 +23,70 @@ TYPE_PREFIX = "urn:ppd:problem:"
 COMMON = (400, 401, 403, 413, 422, 500, 503)  # what any route may answer
 
 
+_PROBLEM = Problem.model_json_schema()
+OPENAI = "/v1/"  # below it, errors are said as OpenAI's clients read them
+
+
 class ProblemResponse(JSONResponse):
     media_type = MEDIA_TYPE
 
 
-def problem(error: PPDError) -> ProblemResponse:
-    """The answer to an error that was raised on purpose."""
+def problem(error: PPDError, path: str = "/") -> JSONResponse:
+    """The answer to an error that was raised on purpose, at a path."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    return _answer(path, document(error), headers)
+
+
+def document(error: PPDError) -> dict[str, Any]:
+    """The problem document of an error, wherever it is told."""
     where = {} if error.field is None else {"field": printable(error.field)}
-    return _document(error.status, error.type, error.title, error.detail, headers=headers, **where)
+    return _document(error.status, error.type, error.title, error.detail, **where)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """``responses=`` of a route: these statuses, and those that any route may give."""
+def openai_error(document: dict[str, Any]) -> dict[str, Any]:
+    """A problem document as OpenAI's error object."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    status = document["status"]
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+        "error": {
+            "message": document["detail"],
+            "type": kind,
+            "param": document.get("field"),
+            "code": document["type"].removeprefix(TYPE_PREFIX),
         }
+    }
+
+
+def is_promised(path: str, content_type: str) -> bool:
+    """Whether an error of this type is one of ours."""
+    return content_type.startswith("application/json" if path.startswith(OPENAI) else MEDIA_TYPE)
+
+
+def _answer(
+    path: str, document: dict[str, Any], headers: dict[str, str] | None = None
+) -> JSONResponse:
+    if path.startswith(OPENAI):
+        return JSONResponse(openai_error(document), document["status"], headers)
+    return ProblemResponse(document, document["status"], headers)
+
+
+def documented(
+    *statuses: int, media_type: str = MEDIA_TYPE, schema: dict[str, Any] = _PROBLEM
+) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route: these statuses, and those that any route may give."""
+    content = {media_type: {"schema": schema}}
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
         for status in sorted({*COMMON, *statuses})
     }
+    wait = {"description": "Seconds", "required": True, "schema": {"type": "string"}}
+    found[503]["headers"] = {"Retry-After": wait}
+    return found
 
 
 def install(app: FastAPI) -> None:
@@ -57,42 +97,43 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
-async def _raised_on_purpose(request: Request, error: Exception) -> ProblemResponse:
+async def _raised_on_purpose(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, PPDError)
-    return problem(error)
+    return problem(error, request.scope["path"])
 
 
-async def _invalid(request: Request, error: Exception) -> ProblemResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
+    path, found = request.scope["path"], error.errors()
     if any(item["type"] == "json_invalid" for item in found):
-        return _document(400, "malformed-json", "Malformed JSON", "The body is not JSON")
+        return _answer(
+            path, _document(400, "malformed-json", "Malformed JSON", "The body is not JSON")
+        )
     errors = [
         {"field": _path(item["loc"]), "detail": printable(str(item["msg"]))} for item in found[:20]
     ]
-    return _document(
+    told = _document(
         422, "invalid-input", "Invalid input", field=errors[0]["field"],
         detail=errors[0]["detail"], errors=errors,
     )  # fmt: skip
+    return _answer(path, told)
 
 
-async def _http(request: Request, error: Exception) -> ProblemResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    path = request.scope["path"]
     if error.status_code == 400:  # the only 400 that FastAPI raises itself
-        return _document(400, "malformed-json", "Malformed JSON", "The body can't be read")
+        return _answer(
+            path, _document(400, "malformed-json", "Malformed JSON", "The body can't be read")
+        )
     phrase = HTTPStatus(error.status_code).phrase
     kind = phrase.lower().replace(" ", "-")
-    return _document(error.status_code, kind, phrase, headers=dict(error.headers or {}))
+    return _answer(path, _document(error.status_code, kind, phrase), dict(error.headers or {}))
 
 
-def _document(
-    status: int, kind: str, title: str, detail: str = "",
-    *, headers: dict[str, str] | None = None, **more: Any,
-) -> ProblemResponse:  # fmt: skip
-    document = {"type": TYPE_PREFIX + kind, "title": title, "status": status}
-    return ProblemResponse(
-        {**document, "detail": printable(detail) or title, **more}, status, headers
-    )
+def _document(status: int, kind: str, title: str, detail: str = "", **more: Any) -> dict[str, Any]:
+    found = {"type": TYPE_PREFIX + kind, "title": title, "status": status}
+    return {**found, "detail": printable(detail) or title, **more}
 
 
 def _path(location: Sequence[int | str]) -> str:

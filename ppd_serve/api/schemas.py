@@ -115,6 +115,7 @@ class GenerateIn(Request):
     seed: Annotated[int, Field(ge=0, le=LIMITS.seed)] | None = None
     sampler: Annotated[str, StringConstraints(max_length=64)] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
+    stream: bool = False
 
     @model_validator(mode="after")
     def _one(self) -> GenerateIn:
@@ -242,6 +243,19 @@ class GenerationOut(BaseModel):
     images: list[GeneratedImage]
     users: list[UserUsed]
     timing: dict[str, float]
+
+
+class GenerationRecordOut(BaseModel):
+    """How far a generation is; ``images`` are those that are finished, ``error`` why it ended."""
+
+    id: str
+    status: Literal["queued", "running", "done", "failed", "cancelled"]
+    created: int
+    release: str
+    images: list[GeneratedImage]
+    users: list[UserUsed]
+    timing: dict[str, float]
+    error: Problem | None
 
 
 class ReleaseOut(BaseModel):

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from fastapi import Depends, Request
 
 from ppd_serve.api.auth import Access
+from ppd_serve.api.events import Drawn, Listener, Painted
 from ppd_serve.api.schemas import (
     EmbeddingOut,
     GenerateIn,
@@ -24,6 +25,7 @@ from ppd_serve.api.schemas import (
     UserOut,
     UserUsed,
 )
+from ppd_serve.errors import PPDError
 from ppd_serve.storage.values import Idempotency
 
 
@@ -55,7 +57,7 @@ class Preferences(Protocol):
 
 
 class Images(Protocol):
-    async def add(self, project: str, data: bytes) -> str:
+    async def add(self, project: str, data: bytes, idempotency: Idempotency | None) -> str:
         """Check and keep an upload; its id."""
 
     async def read(self, project: str, image_id: str) -> tuple[bytes, str]:
@@ -65,22 +67,58 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A finished generation. ``pngs`` holds the bytes by image id, or nothing when this is the
-    answer that an earlier call with the same key gave."""
+class Watched:
+    """A generation and what happens to it. ``response_format``: how its maker wants pictures."""
 
     id: str
+    users: Sequence[UserUsed]
+    response_format: Literal["b64_json", "url"]
+    entries: Listener
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How far a generation is; ``images`` are those that are finished, in order."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
     created: int
     release: str
-    images: Sequence[tuple[str, int]]  # image id, seed
+    images: Sequence[Painted]
     users: Sequence[UserUsed]
     timing: dict[str, float]
-    pngs: dict[str, bytes]
+    error: PPDError | None
 
 
 class Generations(Protocol):
+    """The first three begin a drawing and raise whatever keeps the engine from taking it. With a
+    key, the same call joins the drawing, or gets its answer."""
+
     async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
-        """Being cancelled stops the drawing, unless a key was given: the same key can join it."""
+        """Wait for the end. Being cancelled stops the drawing, unless a key was given."""
+
+    async def stream(
+        self, project: str, body: GenerateIn, idempotency: Idempotency | None, previews: int
+    ) -> Watched:
+        """Listen, with so many previews of each picture. When nobody listens any more the drawing
+        stops, unless a key was given."""
+
+    async def submit(
+        self, project: str, body: GenerateIn, idempotency: Idempotency | None
+    ) -> Recorded:
+        """It goes on by itself."""
+
+    async def get(self, project: str, generation_id: str) -> Recorded: ...
+
+    async def events(self, project: str, generation_id: str, after: int) -> Watched:
+        """Listen to what follows the entry ``after``. Once it has ended, or from another process,
+        its pictures and its end are told."""
+
+    async def cancel(self, project: str, generation_id: str) -> Recorded:
+        """Of no effect on one that has ended."""
+
+    async def encode(self, png: bytes, format: Literal["png", "webp", "jpeg"]) -> bytes:
+        """A drawn picture in another format."""
 
 
 class Status(Protocol):

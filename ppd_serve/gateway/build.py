@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 from ppd_serve.api.auth import Access
 from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.api.services import Services
+from ppd_serve.gateway.blends import Blends
+from ppd_serve.gateway.drawing import Easel
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.generations import DrawingService
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.images import ImageService
 from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
 from ppd_serve.gateway.preferences import PreferenceService
+from ppd_serve.gateway.records import Records
 from ppd_serve.gateway.running import Jobs, Tasks, Threads
 from ppd_serve.gateway.status import StatusService
 from ppd_serve.gateway.tastes import Tastes
@@ -45,6 +48,8 @@ def build_services(
     feed = Feed(store, db, index, space)
     tastes = Tastes(store, db, tasks, jobs, encoder, index, feed, space, encode_wait_s)
     unread = Unread(store, db, tasks, tastes)
+    records = Records(store, db, tasks, release.name)
+    easel = Easel(jobs, Blends(store, db, tastes), records, diffuser, release.name)
     status = StatusService(store, db, feed, encoder, diffuser, release)
 
     @asynccontextmanager
@@ -70,9 +75,9 @@ def build_services(
         preferences=PreferenceService(
             store, db, decoders, tasks, idempotency_keys, tastes, unread, feed
         ),
-        images=ImageService(store, db, decoders),
+        images=ImageService(store, db, decoders, tasks, idempotency_keys),
         generations=DrawingService(
-            store, db, tasks, jobs, idempotency_keys, tastes, diffuser, release
+            store, db, tasks, idempotency_keys, easel, records, diffuser, release
         ),
         status=status,
         access=access,

@@ -1,31 +1,26 @@
-"""From a request to kept pictures: who, their taste, the drawing, the record."""
+"""Drawings as callers see them: begun, joined by their key, listened to, looked up, stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
-import time
-from typing import Any
+from typing import Literal
 
-from ppd_serve.api.schemas import GenerateIn, ReleaseOut, UserUsed, UserWeight
-from ppd_serve.api.services import Drawn
-from ppd_serve.errors import (
-    Cancelled,
-    Conflict,
-    GenerationFailed,
-    InvalidInput,
-    NotFound,
-    PPDError,
-    Unavailable,
-)
+from ppd_serve.api.events import Done, Drawn, Event, Failed
+from ppd_serve.api.schemas import GenerateIn, ReleaseOut
+from ppd_serve.api.services import Recorded, Watched
+from ppd_serve.errors import Cancelled, InvalidInput, PPDError, Unavailable
+from ppd_serve.gateway.drawing import Drawing, Easel, as_ours
+from ppd_serve.gateway.event_log import EventListener, EventLog
 from ppd_serve.gateway.idempotency import IdempotencyKeys
-from ppd_serve.gateway.ports import DiffuserPort, DrawRequest
-from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
-from ppd_serve.gateway.tastes import Taste, Tastes
-from ppd_serve.storage.store import Generation, Idempotency, NewImage, Store, UserKey
+from ppd_serve.gateway.ports import DiffuserPort
+from ppd_serve.gateway.records import Records, drawn, entries, recorded
+from ppd_serve.gateway.running import Job, Tasks, Threads
+from ppd_serve.storage.store import Generation, Idempotency, Store
+from ppd_serve.storage.values import UNFINISHED
 
-log = logging.getLogger(__name__)
+CANCEL_SECONDS = 1.0
+ELSEWHERE_SECONDS = 1.0  # how often we look what another process has drawn
+PREVIEWS = 8  # of a picture that may be listened to later on
 
 
 class DrawingService:
@@ -34,105 +29,160 @@ class DrawingService:
         store: Store,
         db: Threads,
         tasks: Tasks,
-        jobs: Jobs,
         idempotency_keys: IdempotencyKeys,
-        tastes: Tastes,
+        easel: Easel,
+        records: Records,
         diffuser: DiffuserPort,
         release: ReleaseOut,
     ) -> None:
         self._store, self._db, self._tasks = store, db, tasks
-        self._jobs, self._idempotency = jobs, idempotency_keys
-        self._tastes, self._diffuser, self._release = tastes, diffuser, release
-        self._keyed: dict[tuple[str, Idempotency], asyncio.Task[Drawn]] = {}
+        self._idempotency, self._easel, self._records = idempotency_keys, easel, records
+        self._diffuser, self._release = diffuser, release
+        self._keyed: dict[tuple[str, Idempotency], Drawing] = {}
 
     async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
-        size = self._size(body)
-        if idempotency is not None:
-            return await self._join(project, body, size, idempotency)
-        job = Job()
+        _, listener = self._begin(project, body, idempotency, previews=None)
         try:
-            return await self._tasks.run(self._draw(project, body, size, job))
-        except asyncio.CancelledError:
-            job.stop(Cancelled())
+            async for _, event in listener:
+                if isinstance(event, Done):
+                    return event.drawn
+                if isinstance(event, Failed):
+                    raise event.error
+            raise AssertionError("a log without an end")
+        finally:
+            listener.close()
+
+    async def stream(
+        self, project: str, body: GenerateIn, idempotency: Idempotency | None, previews: int
+    ) -> Watched:
+        drawing, listener = self._begin(project, body, idempotency, previews)
+        try:
+            return await _accepted(drawing, listener)
+        except BaseException:
+            listener.close()
             raise
 
-    async def _join(
-        self, project: str, body: GenerateIn, size: tuple[int, int], idempotency: Idempotency
-    ) -> Drawn:
-        """The same key and body share one drawing, which goes on without its callers."""
-        same = (project, idempotency)
-        task = self._keyed.get(same)
-        if task is None:
-            task = self._tasks.start(self._draw_once(project, body, size, idempotency))
-            self._keyed[same] = task
-            task.add_done_callback(lambda _: self._keyed.pop(same, None))
-        return await asyncio.shield(task)
+    async def submit(
+        self, project: str, body: GenerateIn, idempotency: Idempotency | None
+    ) -> Recorded:
+        drawing, listener = self._begin(project, body, idempotency, PREVIEWS, kept=True)
+        try:
+            watched = await _accepted(drawing, listener)
+        finally:
+            listener.close()
+        return await self.get(project, watched.id)
 
-    async def _draw_once(
-        self, project: str, body: GenerateIn, size: tuple[int, int], idempotency: Idempotency
-    ) -> Drawn:
-        names = {user.user_id for user in body.wanted}
+    async def get(self, project: str, generation_id: str) -> Recorded:
+        return recorded(await self._records.get(project, generation_id))
+
+    async def events(self, project: str, generation_id: str, after: int) -> Watched:
+        drawing = self._easel.live.get((project, generation_id))
+        if drawing is not None:
+            return _watched(drawing, drawing.log.listen(after))
+        record = await self._records.get(project, generation_id)
+        job = Job()
+        log = EventLog(deserted=lambda: job.stop(Cancelled()))
+        listener = log.listen(after)
+        if record.state in UNFINISHED:
+            self._tasks.start(job.run(self._await_end(project, generation_id, log, after)))
+        else:
+            _tell(log, record, after)
+        return Watched(
+            generation_id, recorded(record).users, record.request["response_format"], listener
+        )
+
+    async def cancel(self, project: str, generation_id: str) -> Recorded:
+        drawing = self._easel.live.get((project, generation_id))
+        if drawing is None:
+            await self._records.cancel(project, generation_id)
+        else:
+            drawing.job.stop(Cancelled())
+            try:
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    while not drawing.log.ended:
+                        await drawing.log.grown()
+            except TimeoutError:
+                pass  # it is on its way
+        return await self.get(project, generation_id)
+
+    async def encode(self, png: bytes, format: Literal["png", "webp", "jpeg"]) -> bytes:
+        return png if format == "png" else await self._diffuser.encode(png, format)
+
+    def _begin(
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        previews: int | None,
+        kept: bool = False,
+    ) -> tuple[Drawing, EventListener]:
+        """A drawing and somebody who listens. The same key and body share one, which goes on
+        without its callers."""
+        size = self._size(body)
+        drawing = self._keyed.get((project, idempotency)) if idempotency else None
+        if drawing is not None:
+            return drawing, drawing.log.listen()
+        kept = kept or idempotency is not None
+        drawing = Drawing(body, size, kept=kept, previews=previews)
+        listener = drawing.log.listen()
+        if idempotency is not None:
+            self._keyed[project, idempotency] = drawing
+        self._tasks.start(self._run(project, drawing, idempotency))
+        return drawing, listener
+
+    async def _run(self, project: str, drawing: Drawing, idempotency: Idempotency | None) -> None:
+        end: Event
+        try:
+            if idempotency is None:
+                end = Done(await self._easel.draw(project, drawing))
+            else:
+                end = Done(await self._draw_once(project, drawing, idempotency))
+        except BaseException as error:
+            end = Failed(as_ours(error))
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if idempotency is not None:
+                del self._keyed[project, idempotency]
+            drawing.log.append(end)
+
+    async def _draw_once(self, project: str, drawing: Drawing, idempotency: Idempotency) -> Drawn:
+        names = {user.user_id for user in drawing.body.wanted}
         try:
             answer = await self._db(self._store.begin_idempotent, project, idempotency, names)
         except Unavailable:  # the connection may have broken after the commit
             await self._idempotency.release(project, idempotency)
             raise
         if answer is not None:
-            return _from_answer(answer)
+            return await self._again(project, drawing, answer["id"])
         try:
-            drawn = await self._draw(project, body, size, Job())
+            result = await self._easel.draw(project, drawing)
         except BaseException:
             await self._idempotency.release(project, idempotency)
             raise
-        await self._idempotency.keep(project, idempotency, _to_answer(drawn))
-        return drawn
+        await self._idempotency.keep(project, idempotency, {"id": result.id})
+        return result
 
-    async def _draw(self, project: str, body: GenerateIn, size: tuple[int, int], job: Job) -> Drawn:
-        keys = await self._keys(project, body)
-        users = {user_id: key.incarnation for user_id, key in keys.items()}
-        with self._jobs.running(job, project, users):
-            return await self._draw_for(project, body, keys, size, job)
+    async def _again(self, project: str, drawing: Drawing, generation_id: str) -> Drawn:
+        """What was drawn for this key before."""
+        record = await self._records.get(project, generation_id)
+        *pictures, _ = entries(record, 0)
+        for number, painted in pictures:
+            drawing.log.append(painted, number)
+        told = recorded(record)
+        drawing.id, drawing.users = generation_id, told.users
+        return drawn(told)
 
-    async def _draw_for(
-        self,
-        project: str,
-        body: GenerateIn,
-        keys: dict[str, UserKey],
-        size: tuple[int, int],
-        job: Job,
-    ) -> Drawn:
-        began = time.monotonic()
-        wanted = body.wanted
-        tastes = await job.run(self._tastes_of(project, body, keys))
-        read = time.monotonic()
-        record = await self._db(
-            self._store.create_generation,
-            project,
-            body.model_dump(exclude_none=True),
-            {user.user_id: keys[user.user_id].incarnation for user in wanted},
-        )
+    async def _await_end(self, project: str, generation_id: str, log: EventLog, after: int) -> None:
         try:
-            seeds = _seeds(body)
-            pngs = await job.run(self._diffuser.draw(_request(body, seeds, size, tastes)))
-            drawn = time.monotonic()
-            kept = await self._keep(project, record, pngs, size)
-        except BaseException as error:
-            await self._fail(project, record, error)
-            raise
-        ended = time.monotonic()
-        timing = {
-            "taste": read - began, "draw": drawn - read, "store": ended - drawn,
-            "total": ended - began,
-        }  # fmt: skip
-        return Drawn(
-            id=record.generation_id,
-            created=int(record.created),
-            release=self._release.name,
-            images=list(zip(kept, seeds, strict=True)),
-            users=[_used(user, taste) for user, taste in zip(wanted, tastes, strict=True)],
-            timing={stage: round(seconds, 4) for stage, seconds in timing.items()},
-            pngs=dict(zip(kept, pngs, strict=True)),
-        )
+            while True:
+                record = await self._records.get(project, generation_id)
+                if record.state not in UNFINISHED:
+                    _tell(log, record, after)
+                    return
+                await asyncio.sleep(ELSEWHERE_SECONDS)
+        except PPDError as error:
+            log.append(Failed(error), max(after, log.last) + 1)
 
     def _size(self, body: GenerateIn) -> tuple[int, int]:
         for width, height in self._release.sizes:
@@ -142,109 +192,20 @@ class DrawingService:
         field = "height" if body.width in (None, *widths) else "width"
         raise InvalidInput("Not a size of this release, see /releases", field=field)
 
-    async def _keys(self, project: str, body: GenerateIn) -> dict[str, UserKey]:
-        if not body.wanted:
-            return {}
-        names = [user.user_id for user in body.wanted]
-        keys = await self._db(self._store.user_keys, project, names, self._tastes.space)
-        for number, user in enumerate(body.wanted):
-            prefix = "" if body.user_id is not None else f"users.{number}."
-            if user.user_id not in keys:
-                raise NotFound("No such user", field=f"{prefix}user_id")
-            if user.version not in (None, keys[user.user_id].version):
-                raise Conflict("The user's version is another", field=f"{prefix}version")
-        return keys
 
-    async def _tastes_of(
-        self, project: str, body: GenerateIn, keys: dict[str, UserKey]
-    ) -> list[Taste]:
-        async def taste(user: UserWeight) -> Taste:
-            key = keys[user.user_id]
-            if 0 in (user.weight, body.preference_scale):  # has no say: the base picture
-                return Taste(key.version, None, 0)
-            return await self._tastes.current(project, user.user_id, key)
-
-        return list(await asyncio.gather(*map(taste, body.wanted)))
-
-    async def _keep(
-        self, project: str, record: Generation, pngs: list[bytes], size: tuple[int, int]
-    ) -> list[str]:
-        """Image ids in order. A user deleted meanwhile took the record along: ``NotFound``."""
-        kept = []
-        for png in pngs:
-            image = NewImage(png, "image/png", *size)
-            stored = await self._db(
-                self._store.add_image, project, image, "generated", record.generation_id
-            )
-            kept.append(stored.image_id)
-        if not await self._db(self._store.set_generation, project, record.generation_id, "done"):
-            raise NotFound("This user was deleted")
-        return kept
-
-    async def _fail(self, project: str, record: Generation, error: BaseException) -> None:
-        known = error if isinstance(error, PPDError) else GenerationFailed()
-        stopped = isinstance(error, Cancelled | asyncio.CancelledError)
-        try:
-            await self._db(
-                self._store.set_generation,
-                project,
-                record.generation_id,
-                "cancelled" if stopped else "failed",
-                {"type": known.type, "detail": known.detail},
-            )
-        except PPDError as trouble:
-            log.warning("a generation's end was not recorded: %r", trouble)
+async def _accepted(drawing: Drawing, listener: EventListener) -> Watched:
+    """Once the engine has it, or has drawn it before. Raises what was in the way."""
+    first = await listener.first()
+    if first is not None and isinstance(first.event, Failed):
+        raise first.event.error
+    return _watched(drawing, listener)
 
 
-def _seeds(body: GenerateIn) -> list[int]:
-    first = secrets.randbelow(2**32) if body.seed is None else body.seed
-    return [(first + number) % 2**32 for number in range(body.n)]
+def _watched(drawing: Drawing, listener: EventListener) -> Watched:
+    assert drawing.id is not None
+    return Watched(drawing.id, drawing.users, drawing.body.response_format, listener)
 
 
-def _request(
-    body: GenerateIn, seeds: list[int], size: tuple[int, int], tastes: list[Taste]
-) -> DrawRequest:
-    return DrawRequest(
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt,
-        seeds=seeds,
-        width=size[0],
-        height=size[1],
-        steps=body.steps,
-        guidance_scale=body.guidance_scale,
-        sampler=body.sampler,
-        preference_scale=body.preference_scale,
-        users=[
-            (taste.values, user.weight)
-            for user, taste in zip(body.wanted, tastes, strict=True)
-            if taste.values is not None
-        ],
-    )
-
-
-def _used(user: UserWeight, taste: Taste) -> UserUsed:
-    personal = taste.values is not None
-    return UserUsed(
-        user_id=user.user_id,
-        weight=user.weight,
-        personalized=personal,
-        version=taste.version if personal else None,
-        pairs_used=taste.pairs_used,
-    )
-
-
-def _to_answer(drawn: Drawn) -> dict[str, Any]:
-    return {
-        "id": drawn.id,
-        "created": drawn.created,
-        "release": drawn.release,
-        "images": [list(image) for image in drawn.images],
-        "users": [user.model_dump() for user in drawn.users],
-        "timing": drawn.timing,
-    }
-
-
-def _from_answer(answer: dict[str, Any]) -> Drawn:
-    images = [(image_id, seed) for image_id, seed in answer["images"]]
-    users = [UserUsed.model_validate(user) for user in answer["users"]]
-    return Drawn(**{**answer, "images": images, "users": users}, pngs={})
+def _tell(log: EventLog, record: Generation, after: int) -> None:
+    for number, event in entries(record, after):
+        log.append(event, number)

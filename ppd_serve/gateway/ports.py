@@ -5,12 +5,13 @@ Every call may raise ``ActorUnavailable``: the part has died, or is being starte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from ppd_serve.api.events import Preview, Queued, Step
 from ppd_serve.preferences.pairs import Pair
 
 
@@ -18,7 +19,8 @@ from ppd_serve.preferences.pairs import Pair
 class DrawRequest:
     """Pictures of one prompt, one per seed. None: the release's default.
 
-    users: (embedding float32 ``[rows, dim]``, weight) of each user who has a say.
+    users: (embedding float32 ``[rows, dim]``, weight) of each user who has a say. watched: whether
+    steps are told. previews: how many are wanted of each picture, at most.
     """
 
     prompt: str
@@ -31,6 +33,20 @@ class DrawRequest:
     sampler: str | None
     preference_scale: float | None
     users: Sequence[tuple[np.ndarray, float]]
+    watched: bool = False
+    previews: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Picture number ``image`` as PNG."""
+
+    image: int
+    png: bytes
+
+
+DrawEvent = Queued | Step | Preview | Finished
+Format = Literal["png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +68,13 @@ class EncoderPort(Protocol):
 
 
 class DiffuserPort(Protocol):
-    async def draw(self, request: DrawRequest) -> list[bytes]:
-        """PNG bytes, one per seed. Being cancelled frees the rows at the next step. Raises
-        ``InvalidInput`` for what the backbone can't do."""
+    def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
+        """``Queued`` as soon as the engine has taken it all, then what happens, until every picture
+        is finished, in whatever order. Closing it, or being cancelled in it, frees the rows at the
+        next step. Raises ``InvalidInput`` for what the backbone can't do, ``QueueFull``."""
+
+    async def encode(self, png: bytes, format: Format) -> bytes:
+        """A picture of ours in another format, with what was written inside it."""
 
     async def beat(self) -> None:
         """Returns when the diffuser is there and warm."""

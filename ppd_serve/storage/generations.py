@@ -22,10 +22,14 @@ from ppd_serve.storage.values import UNFINISHED, Generation, GenerationState
 
 class GenerationStore(StoreBase):
     def create_generation(
-        self, project: str, request: Mapping[str, Any], users: Mapping[str, str] | None = None
+        self,
+        project: str,
+        request: Mapping[str, Any],
+        users: Mapping[str, str] | None = None,
+        answer: Mapping[str, Any] | None = None,
     ) -> Generation:
         """A new ``queued`` record under a random id. ``users`` maps user id → incarnation; raises
-        ``NotFound`` when one of these incarnations is gone."""
+        ``NotFound`` when one of these incarnations is gone. ``request`` and ``answer`` are JSON."""
         users = users or {}
         now = self._clock()
         with self._database.write() as session:
@@ -44,6 +48,7 @@ class GenerationStore(StoreBase):
                 owner=self._owners.me,
                 request=dict(request),
                 error=None,
+                answer=None if answer is None else dict(answer),
                 created=now,
                 updated=now,
             )
@@ -55,7 +60,7 @@ class GenerationStore(StoreBase):
                 )
                 for user_id in users
             )
-            return _generation_value(record, sorted(users), [])
+            return _generation_value(record, sorted(users), {})
 
     def set_generation(
         self,
@@ -63,8 +68,11 @@ class GenerationStore(StoreBase):
         generation_id: str,
         state: GenerationState,
         error: Mapping[str, Any] | None = None,
+        answer: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Move an unfinished record on. False when it is gone or has already ended."""
+        """Move an unfinished record on, with a new ``answer`` if there is one. False when it is
+        gone or has already ended."""
+        told = {} if answer is None else {"answer": dict(answer)}
         with self._database.write() as session:
             moved = session.scalars(
                 update(GenerationRecord)
@@ -74,7 +82,10 @@ class GenerationStore(StoreBase):
                     GenerationRecord.state.in_(UNFINISHED),
                 )
                 .values(
-                    state=state, error=None if error is None else dict(error), updated=self._clock()
+                    state=state,
+                    error=None if error is None else dict(error),
+                    updated=self._clock(),
+                    **told,
                 )
                 .returning(GenerationRecord.generation_id)
             ).all()
@@ -91,12 +102,14 @@ class GenerationStore(StoreBase):
                 .filter_by(generation_id=generation_id)
                 .order_by(GenerationUserRecord.user_id)
             )
-            images = session.scalars(
-                select(ImageRecord.image_id)
+            images = session.execute(
+                select(ImageRecord.position, ImageRecord.image_id)
                 .filter_by(generation_id=generation_id)
                 .order_by(ImageRecord.position)
             )
-            return _generation_value(record, list(users), list(images))
+            return _generation_value(
+                record, list(users), {position: image_id for position, image_id in images}
+            )
 
     def _interrupt_of(self, session: Session, owners: Iterable[str]) -> int:
         """Fail what dead processes were drawing."""
@@ -115,16 +128,17 @@ class GenerationStore(StoreBase):
 
 
 def _generation_value(
-    record: GenerationRecord, user_ids: list[str], image_ids: list[str]
+    record: GenerationRecord, user_ids: list[str], images: dict[int, str]
 ) -> Generation:
     return Generation(
         generation_id=record.generation_id,
         project=record.project,
         state=record.state,  # type: ignore[arg-type]
         user_ids=user_ids,
-        image_ids=image_ids,
+        images=images,
         request=record.request,
         error=record.error,
+        answer=record.answer,
         created=record.created,
         updated=record.updated,
     )

@@ -31,29 +31,31 @@ class ImageStore(StoreBase):
         image: NewImage,
         kind: ImageKind = "upload",
         generation_id: str | None = None,
+        position: int | None = None,
     ) -> Image:
         """Store a picture under a new random id. It expires when no pair uses it: uploads after
-        24 h, generated ones after 7 d. With ``generation_id`` it belongs to that record, in the
-        order of calls. Raises ``NotFound`` when the record is gone (its user was deleted),
-        ``Conflict`` when it has ended: a late picture is not kept."""
+        24 h, generated ones after 7 d. With ``generation_id`` it belongs to that record, at
+        ``position`` or in the order of calls. Raises ``NotFound`` when the record is gone (its
+        user was deleted), ``Conflict`` when it has ended: a late picture is not kept."""
         with storage_errors():
             self._blobs.put(image.data)
         with self._database.write() as session:
-            position = 0
+            place = position or 0
             if generation_id is not None:
                 record = session.get(GenerationRecord, generation_id, with_for_update=True)
                 if record is None or record.project != project:
                     raise NotFound("There is no such generation", field="generation_id")
                 if record.state not in UNFINISHED:
                     raise Conflict("The generation has ended", field="generation_id")
-                position = (
-                    session.scalar(
-                        select(func.count())
-                        .select_from(ImageRecord)
-                        .filter_by(generation_id=generation_id)
+                if position is None:
+                    place = (
+                        session.scalar(
+                            select(func.count())
+                            .select_from(ImageRecord)
+                            .filter_by(generation_id=generation_id)
+                        )
+                        or 0
                     )
-                    or 0
-                )
             return image_value(
                 insert_image(
                     session,
@@ -63,7 +65,7 @@ class ImageStore(StoreBase):
                     kind,
                     self._clock(),
                     generation_id=generation_id,
-                    position=position,
+                    position=place,
                 )
             )
 

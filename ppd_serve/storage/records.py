@@ -74,6 +74,8 @@ class BlobRecord(Record):
 
 
 class GenerationRecord(Record):
+    """``answer`` is what can be told of it so far, without its pictures."""
+
     __tablename__ = "generations"
 
     generation_id: Mapped[str] = mapped_column(primary_key=True)
@@ -82,6 +84,7 @@ class GenerationRecord(Record):
     owner: Mapped[str]
     request: Mapped[dict[str, Any]]
     error: Mapped[dict[str, Any] | None]
+    answer: Mapped[dict[str, Any] | None]
     created: Mapped[float]
     updated: Mapped[float]
 

@@ -176,17 +176,23 @@ class Change:
 
 @dataclass(frozen=True)
 class Generation:
-    """A record of drawn pictures. ``error`` is ``{"type", "detail"}`` when it failed."""
+    """A record of drawn pictures. ``images``: id by position. ``error`` is ``{"type", "detail"}``
+    when it failed; ``answer`` is whatever its maker wanted kept."""
 
     generation_id: str
     project: str
     state: GenerationState
     user_ids: list[str]
-    image_ids: list[str]
+    images: dict[int, str]
     request: dict[str, Any]
     error: dict[str, Any] | None
+    answer: dict[str, Any] | None
     created: float
     updated: float
+
+    @property
+    def image_ids(self) -> list[str]:
+        return list(self.images.values())
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Self
 
 from PIL import Image
 
 from ppd_serve.api import schemas
 from ppd_serve.api.auth import Access
+from ppd_serve.api.events import (
+    Done,
+    Drawn,
+    Entry,
+    Event,
+    Failed,
+    Painted,
+    Queued,
+    Step,
+)
 from ppd_serve.api.images import check_image, decode_base64
-from ppd_serve.api.services import Drawn, Services
-from ppd_serve.errors import NotFound, PPDError
+from ppd_serve.api.services import Recorded, Services, Watched
+from ppd_serve.errors import Cancelled, GenerationFailed, NotFound, PPDError
 from ppd_serve.storage.values import Idempotency
 
 CURRENT = schemas.EmbeddingState(space="s", version=1, pairs_used=1, status="current")
@@ -99,8 +111,8 @@ class MemoryPreferences(Memory):
 
 
 class MemoryImages(Memory):
-    async def add(self, project: str, data: bytes) -> str:
-        self._check("add", len(data))
+    async def add(self, project: str, data: bytes, idempotency: Idempotency | None) -> str:
+        self._check("add", len(data), idempotency)
         check_image(data, "body")
         image_id = f"i{len(self.pictures)}"
         self.pictures[project, image_id] = data
@@ -118,13 +130,68 @@ class MemoryImages(Memory):
 
 
 class MemoryGenerations(Memory):
+    """Draws at once. ``log`` is what listeners hear; a test may write it."""
+
+    log: Sequence[Event] | None = None
+
     async def draw(
         self, project: str, body: schemas.GenerateIn, idempotency: Idempotency | None
     ) -> Drawn:
         self._check("draw", body)
-        images = [(f"g{number}", (body.seed or 0) + number) for number in range(body.n)]
-        pngs = {image_id: png() for image_id, _ in images}
-        return Drawn("gen1", 1, "studio", images, [], {"total": 0.1}, pngs)
+        images = [Painted(n, f"g{n}", (body.seed or 0) + n, png()) for n in range(body.n)]
+        return Drawn("gen1", 1, "studio", images, [], {"total": 0.1})
+
+    async def stream(
+        self,
+        project: str,
+        body: schemas.GenerateIn,
+        idempotency: Idempotency | None,
+        previews: int,
+    ) -> Watched:
+        drawn = await self.draw(project, body, idempotency)
+        log = self.log or [Queued(0), Step(0, 1, 1), *drawn.images, Done(drawn)]
+        return Watched(drawn.id, [], body.response_format, MemoryListener(log))
+
+    async def submit(
+        self, project: str, body: schemas.GenerateIn, idempotency: Idempotency | None
+    ) -> Recorded:
+        await self.draw(project, body, idempotency)
+        return Recorded("gen1", "queued", 1, "studio", [], [], {}, None)
+
+    async def get(self, project: str, generation_id: str) -> Recorded:
+        self._check("get", generation_id)
+        if generation_id != "gen1":
+            raise NotFound("There is no such generation")
+        images = [Painted(0, "g0", 7)]
+        return Recorded("gen1", "failed", 1, "studio", images, [], {}, GenerationFailed("why"))
+
+    async def events(self, project: str, generation_id: str, after: int) -> Watched:
+        await self.get(project, generation_id)
+        self._check("events", after)
+        return Watched(generation_id, [], "url", MemoryListener(self.log or [Failed(Cancelled())]))
+
+    async def cancel(self, project: str, generation_id: str) -> Recorded:
+        return await self.get(project, generation_id)
+
+    async def encode(self, png: bytes, format: str) -> bytes:
+        return f"{format}: ".encode() + png if format != "png" else png
+
+
+class MemoryListener:
+    def __init__(self, log: Sequence[Event]) -> None:
+        self._entries = iter([Entry(number, event) for number, event in enumerate(log, 1)])
+        self.closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Entry:
+        for entry in self._entries:
+            return entry
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class MemoryStatus(Memory):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import numpy as np
 
-from ppd_serve.gateway.ports import DrawRequest, IndexRow
+from ppd_serve.api.events import Preview, Queued, Step
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, Format, IndexRow
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.preferences.pairs import Pair
 from tests.api.doubles import png
 
 SPACE, ROWS, DIM = "space", 1, 4
+STEPS = 3
 
 
 class FakeEncoder:
@@ -90,29 +92,40 @@ class FakeIndex:
 
 
 class FakeDiffuser:
-    """Draws one-coloured pictures; remembers what it was asked for."""
+    """Draws one-coloured pictures in ``STEPS`` steps; remembers what it was asked for. ``gate``
+    holds back all that comes after it was taken, ``last`` the finished pictures."""
 
     def __init__(self) -> None:
-        self.gate = asyncio.Event()
+        self.gate, self.last = asyncio.Event(), asyncio.Event()
         self.gate.set()
+        self.last.set()
         self.began = asyncio.Event()
         self.error: Exception | None = None
+        self.late_error: Exception | None = None  # after it was taken
         self.asked: list[DrawRequest] = []
         self.cancelled = 0
 
-    async def draw(self, request: DrawRequest) -> list[bytes]:
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
         self.asked.append(request)
         self.began.set()
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
         if self.error is not None:
             raise self.error
-        return [
-            png((request.width, request.height), f"#{seed % 4096:03x}") for seed in request.seeds
-        ]
+        try:
+            yield Queued(1)
+            await self.gate.wait()
+            if self.late_error is not None:
+                raise self.late_error
+            yield Queued(0)
+            for event in _events(request):
+                if isinstance(event, Finished):
+                    await self.last.wait()
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+
+    async def encode(self, png: bytes, format: Format) -> bytes:
+        return f"{format}: ".encode() + png
 
     async def beat(self) -> None:
         if self.error is not None:
@@ -120,3 +133,16 @@ class FakeDiffuser:
 
     async def samplers(self) -> list[str]:
         return ["ddim"]
+
+
+def _events(request: DrawRequest) -> Iterator[DrawEvent]:
+    """Each picture's own: the last one first, so that order is nobody's luck."""
+    size = (request.width, request.height)
+    if request.watched:
+        for step in range(1, STEPS + 1):
+            for image in range(len(request.seeds)):
+                yield Step(image, step, STEPS)
+                if step <= request.previews and step < STEPS:
+                    yield Preview(image, f"preview {step} of {image}".encode())
+    for image, seed in reversed(list(enumerate(request.seeds))):
+        yield Finished(image, png(size, f"#{seed % 4096:03x}"))

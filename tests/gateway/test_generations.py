@@ -35,15 +35,16 @@ def ask(**fields: object) -> GenerateIn:
 
 async def test_nobody(server: Services, house: House) -> None:
     drawn = await server.generations.draw(P, ask(n=2, seed=2**32 - 1), None)
-    assert [seed for _, seed in drawn.images] == [2**32 - 1, 0]
+    assert [painted.seed for painted in drawn.images] == [2**32 - 1, 0]
     assert drawn.users == []
     assert house.diffuser.asked[0].users == []
-    for image_id, seed in drawn.images:
-        expected = png((16, 16), f"#{seed % 4096:03x}")
-        assert drawn.pngs[image_id] == expected
-        assert await server.images.read(P, image_id) == (expected, "image/png")
+    for painted in drawn.images:
+        expected = png((16, 16), f"#{painted.seed % 4096:03x}")
+        assert painted.png == expected
+        assert await server.images.read(P, painted.image_id) == (expected, "image/png")
     record = house.store.get_generation(P, drawn.id)
-    assert (record.state, record.image_ids) == ("done", [image_id for image_id, _ in drawn.images])
+    image_ids = [painted.image_id for painted in drawn.images]
+    assert (record.state, record.image_ids) == ("done", image_ids)
 
 
 async def test_one_user_is_drawn_for_with_the_newest_pairs(server: Services, house: House) -> None:
@@ -177,8 +178,11 @@ async def test_with_a_key_it_runs_on_and_is_joined(server: Services, house: Hous
     drawn = await second
     later = await server.generations.draw(P, ask(), KEY)
     assert len(house.diffuser.asked) == 1
-    assert (later.id, list(later.images)) == (drawn.id, list(drawn.images))
-    assert await server.images.read(P, later.images[0][0])
+    assert later.id == drawn.id
+    assert [(p.image_id, p.seed) for p in later.images] == [
+        (p.image_id, p.seed) for p in drawn.images
+    ]
+    assert await server.images.read(P, later.images[0].image_id)
 
 
 async def test_a_failure_is_recorded_and_its_key_is_free(server: Services, house: House) -> None:

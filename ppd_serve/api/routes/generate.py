@@ -1,29 +1,44 @@
-"""``POST /generate``: pictures to somebody's taste."""
+"""``POST /generate``: pictures to somebody's taste, at once, as they come, or later."""
 
 from __future__ import annotations
 
-import base64
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
-from ppd_serve.api.auth import Project, access
+from ppd_serve.api import sse
+from ppd_serve.api.accept import choose
+from ppd_serve.api.auth import Project
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.problems import documented
-from ppd_serve.api.schemas import GeneratedImage, GenerateIn, GenerationOut
-from ppd_serve.api.services import Drawn, Services, ServicesDep
+from ppd_serve.api.rendering import EVENTS, Rendering
+from ppd_serve.api.schemas import GenerateIn, GenerationOut, GenerationRecordOut
+from ppd_serve.api.services import ServicesDep
 from ppd_serve.errors import InvalidInput
 
 router = APIRouter(tags=["generate"])
 
+PICTURES = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpeg"}
+PREVIEWS = 8  # of each picture that is watched
+_BYTES = {"type": "string", "format": "binary"}
+_ID = {"Generation-Id": {"schema": {"type": "string"}}}
 _OK = {
-    "description": "The pictures; with `Accept: image/png` the bytes of the only one",
-    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-    "headers": {"Generation-Id": {"schema": {"type": "string"}}},
+    "description": "The pictures; with `Accept: image/png` (webp, jpeg) the bytes of the only one; "
+    'with `"stream": true` what happens as it happens, each event with an id',
+    "content": {kind: {"schema": _BYTES} for kind in PICTURES} | sse.documented(EVENTS),
+    "headers": _ID,
+}
+_LATER = {
+    "description": "With `Prefer: respond-async`: the drawing goes on by itself",
+    "model": GenerationRecordOut,
+    "headers": {**_ID, "Location": {"schema": {"type": "string"}}},
 }
 
 
 @router.post(
-    "/generate", response_model=GenerationOut, responses={200: _OK, **documented(404, 409)}
+    "/generate",
+    response_model=GenerationOut,
+    responses={200: _OK, 202: _LATER, **documented(404, 406, 409)},
 )
 async def generate(
     body: GenerateIn,
@@ -32,35 +47,42 @@ async def generate(
     project: Project,
     services: ServicesDep,
     idempotency: IdempotencyDep,
+    prefer: Annotated[str, Header()] = "",
 ) -> GenerationOut | Response:
     """Draw for one user, a blend of up to four, or nobody."""
-    bare = request.headers.get("accept", "").split(",")[0].split(";")[0].strip() == "image/png"
-    if bare and body.n != 1:
-        raise InvalidInput("Accept: image/png gives one picture", field="n")
+    rendering = Rendering(request, project, services)
+    accept = request.headers.get("accept", "")
+    if body.stream:
+        choose(accept, ["text/event-stream", "application/json"])  # the body has chosen already
+        watched = await services.generations.stream(project, body, idempotency, PREVIEWS)
+        return sse.EventStream(
+            watched.entries,
+            lambda entry: rendering.event(entry, watched.response_format),
+            {"Generation-Id": watched.id},
+        )
+    if "respond-async" in _preferences(prefer):
+        choose(accept, ["application/json"])
+        recorded = await services.generations.submit(project, body, idempotency)
+        told = (await rendering.record(recorded)).model_dump_json()
+        headers = {
+            "Generation-Id": recorded.id,
+            "Location": f"/generations/{recorded.id}",
+            "Preference-Applied": "respond-async",
+        }
+        return Response(told, 202, headers, "application/json")
+    kind = choose(accept, ["application/json", *PICTURES])
+    if kind in PICTURES and body.n != 1:
+        raise InvalidInput(f"Accept: {kind} gives one picture", field="n")
     drawn = await services.generations.draw(project, body, idempotency)
-    response.headers["Generation-Id"] = drawn.id
-    if bare:
-        (image_id, _), *_ = drawn.images
-        png = await _png(services, project, drawn, image_id)
-        return Response(png, media_type="image/png", headers={"Generation-Id": drawn.id})
-    images = []
-    for image_id, seed in drawn.images:
-        image = GeneratedImage(image_id=image_id, seed=seed)
-        if body.response_format == "url":
-            image.url = access(request).link(str(request.base_url), project, image_id)
-        else:
-            png = await _png(services, project, drawn, image_id)
-            image.b64_json = base64.b64encode(png).decode("ascii")
-        images.append(image)
-    return GenerationOut(
-        id=drawn.id,
-        created=drawn.created,
-        release=drawn.release,
-        images=images,
-        users=list(drawn.users),
-        timing=drawn.timing,
-    )
+    headers = {"Generation-Id": drawn.id}
+    if kind in PICTURES:
+        png = await rendering.png(drawn.images[0])
+        data = await services.generations.encode(png, PICTURES[kind])  # type: ignore[arg-type]
+        return Response(data, media_type=kind, headers=headers)
+    response.headers.update(headers)
+    return await rendering.generation(drawn, body.response_format)
 
 
-async def _png(services: Services, project: str, drawn: Drawn, image_id: str) -> bytes:
-    return drawn.pngs.get(image_id) or (await services.images.read(project, image_id))[0]
+def _preferences(prefer: str) -> set[str]:
+    """``"respond-async, wait=10"`` → the names alone."""
+    return {part.partition(";")[0].strip().lower() for part in prefer.split(",")}

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from ppd_serve.api.auth import Project, access, project
+from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.problems import documented
 from ppd_serve.api.schemas import Id, ImageOut
 from ppd_serve.api.services import ServicesDep
@@ -21,12 +22,14 @@ _PICTURE = {kind: {"schema": _BYTES} for kind in ("image/png", "image/jpeg", "im
 @router.post(
     "",
     status_code=201,
-    responses=documented(),
+    responses=documented(409),
     openapi_extra={"requestBody": {"required": True, "content": _PICTURE}},
 )
-async def upload_image(request: Request, project: Project, services: ServicesDep) -> ImageOut:
+async def upload_image(
+    request: Request, project: Project, services: ServicesDep, idempotency: IdempotencyDep
+) -> ImageOut:
     """Send the encoded bytes as the body. An upload that nothing uses expires after a day."""
-    return ImageOut(image_id=await services.images.add(project, await request.body()))
+    return ImageOut(image_id=await services.images.add(project, await request.body(), idempotency))
 
 
 @router.get(

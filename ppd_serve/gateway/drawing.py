@@ -1,0 +1,169 @@
+"""One generation while it runs, from the first look at its users to its last picture."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+
+from ppd_serve.api.events import Drawn, Queued, Step
+from ppd_serve.api.schemas import GenerateIn, UserUsed
+from ppd_serve.errors import Cancelled, GenerationFailed, Interrupted, PPDError
+from ppd_serve.gateway.blends import Blends, used
+from ppd_serve.gateway.event_log import EventLog
+from ppd_serve.gateway.ports import DiffuserPort, DrawEvent, DrawRequest, Finished
+from ppd_serve.gateway.records import SEEDS, Records
+from ppd_serve.gateway.running import Job, Jobs
+from ppd_serve.gateway.tastes import Taste
+from ppd_serve.storage.store import Generation
+
+log = logging.getLogger(__name__)
+
+
+class Drawing:
+    """What is wanted, its log, and the means to stop it.
+
+    kept: it goes on when nobody listens. previews: how many of each picture; None: nobody watches.
+    id: None until the engine has it.
+    """
+
+    def __init__(
+        self, body: GenerateIn, size: tuple[int, int], *, kept: bool, previews: int | None
+    ) -> None:
+        self.body, self.size, self.previews = body, size, previews
+        self.id: str | None = None
+        self.users: Sequence[UserUsed] = []
+        self.job = Job()
+        self.log = EventLog(deserted=lambda: None if kept else self.job.stop(Cancelled()))
+
+    def request(self, seed: int, tastes: Sequence[Taste]) -> DrawRequest:
+        body = self.body
+        return DrawRequest(
+            prompt=body.prompt,
+            negative_prompt=body.negative_prompt,
+            seeds=[(seed + number) % SEEDS for number in range(body.n)],
+            width=self.size[0],
+            height=self.size[1],
+            steps=body.steps,
+            guidance_scale=body.guidance_scale,
+            sampler=body.sampler,
+            preference_scale=body.preference_scale,
+            users=[
+                (taste.values, user.weight)
+                for user, taste in zip(body.wanted, tastes, strict=True)
+                if taste.values is not None
+            ],
+            watched=self.previews is not None,
+            previews=self.previews or 0,
+        )
+
+
+class Easel:
+    """Where drawings are made; ``live`` are those that the engine has, by project and id."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        blends: Blends,
+        records: Records,
+        diffuser: DiffuserPort,
+        release: str,
+    ) -> None:
+        self._jobs, self._blends, self._records = jobs, blends, records
+        self._diffuser, self._release = diffuser, release
+        self.live: dict[tuple[str, str], Drawing] = {}
+
+    async def draw(self, project: str, drawing: Drawing) -> Drawn:
+        """Everything but the end is told in the drawing's log."""
+        body, stages = drawing.body, Stages()
+        keys = await self._blends.keys(project, body)
+        incarnations = {user_id: key.incarnation for user_id, key in keys.items()}
+        with self._jobs.running(drawing.job, project, incarnations):
+            with stages("taste"):
+                tastes = await drawing.job.run(self._blends.tastes(project, body, keys))
+            drawing.users = list(map(used, body.wanted, tastes))
+            seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
+            events = self._diffuser.draw(drawing.request(seed, tastes))
+            try:
+                with stages("draw"):
+                    first = await drawing.job.run(_next(events))
+                # No record before the engine has it: what it refuses must cost nothing.
+                record = await self._records.begin(project, body, seed, incarnations, drawing.users)
+                return await self._follow(project, drawing, record, first, events, stages)
+            finally:
+                await events.aclose()
+
+    async def _follow(
+        self,
+        project: str,
+        drawing: Drawing,
+        record: Generation,
+        event: DrawEvent | None,
+        events: AsyncGenerator[DrawEvent, None],
+        stages: Stages,
+    ) -> Drawn:
+        drawing.id = record.generation_id
+        self.live[project, drawing.id] = drawing
+        images, running = [], False
+        try:
+            while event is not None:
+                if isinstance(event, Finished):
+                    with stages("store"):
+                        painted = await self._records.keep(
+                            project, record, event.image, event.png, drawing.size
+                        )
+                    images.append(painted)
+                    drawing.log.append(painted)
+                else:
+                    if not running and (isinstance(event, Step) or event == Queued(0)):
+                        running = True
+                        await self._records.is_running(project, drawing.id)
+                    drawing.log.append(event)
+                with stages("draw"):
+                    event = await drawing.job.run(_next(events))
+            timing = stages.seconds()
+            await self._records.finish(project, record, timing, drawing.log)
+        except BaseException as error:
+            await self._records.fail(project, record, as_ours(error), drawing.log)
+            raise
+        finally:
+            del self.live[project, drawing.id]
+        images.sort(key=lambda painted: painted.image)
+        return Drawn(drawing.id, int(record.created), self._release, images, drawing.users, timing)
+
+
+class Stages:
+    """``with stages("name"):`` measures; a stage may come again."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seconds = dict.fromkeys(("taste", "draw", "store"), 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.monotonic() - began
+
+    def seconds(self) -> dict[str, float]:
+        seconds = {**self._seconds, "total": time.monotonic() - self._began}
+        return {stage: round(value, 4) for stage, value in seconds.items()}
+
+
+def as_ours(error: BaseException) -> PPDError:
+    """What is told of it."""
+    if isinstance(error, PPDError):
+        return error
+    if isinstance(error, asyncio.CancelledError):  # by nobody's wish: the server stops
+        return Interrupted()
+    log.error("a drawing failed", exc_info=error)
+    return GenerationFailed()
+
+
+async def _next(events: AsyncGenerator[DrawEvent, None]) -> DrawEvent | None:
+    return await anext(events, None)
