@@ -37,6 +37,12 @@ def test_paths_mean_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert settings.database == f"sqlite:///{tmp_path}/here/ppd.db"
 
 
+def test_pages_that_may_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load().cors_origins == []
+    monkeypatch.setenv("PPD_CORS_ORIGINS", '["https://app.example", "http://localhost:3000"]')
+    assert Settings.load().cors_origins == ["https://app.example", "http://localhost:3000"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -47,6 +53,9 @@ def test_paths_mean_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_pat
         {"api_keys": {"k" * 20: "a/b"}},
         {"link_secret": ""},
         {"link_secret": "short"},
+        {"cors_origins": ["app.example"]},
+        {"cors_origins": ["https://app.example/page"]},
+        {"cors_origins": ["https://*.example"]},
         {"gateways": 2},
         {"database_url": "sqlite:///x"},
         {"gateways": 2, "database_url": "sqlite:////x", "blob_url": "s3://b"},

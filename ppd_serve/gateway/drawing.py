@@ -127,6 +127,7 @@ class Easel:
             timing = stages.seconds()
             await self._records.finish(project, record, timing, drawing.log)
         except BaseException as error:
+            await events.aclose()  # its rows first
             await self._records.fail(project, record, as_ours(error), drawing.log)
             raise
         finally:

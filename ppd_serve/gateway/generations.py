@@ -88,7 +88,10 @@ class DrawingService:
         else:
             _tell(log, record, after)
         return Watched(
-            generation_id, recorded(record).users, record.request["response_format"], listener
+            generation_id,
+            recorded(record).users,
+            record.request.get("response_format", "b64_json"),
+            listener,
         )
 
     async def cancel(self, project: str, generation_id: str) -> Recorded:

@@ -214,6 +214,11 @@ async def test_every_route_documents_its_errors(services: Services) -> None:
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             assert {"422", "500", "503"} <= set(route["responses"]), (method, path)
+            kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
             for status, answer in route["responses"].items():
                 if int(status) >= 400:
-                    assert list(answer["content"]) == ["application/problem+json"]
+                    assert list(answer["content"]) == [kind], (method, path, status)
+                    assert answer["content"][kind]["schema"]["properties"]
+                elif status != "204":
+                    assert all(content["schema"] for content in answer["content"].values())
+            assert "Retry-After" in route["responses"]["503"]["headers"]

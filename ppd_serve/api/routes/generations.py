@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
-from fastapi.sse import EventSourceResponse
+from fastapi import APIRouter, Header, Request, Response
 
 from ppd_serve.api import sse
 from ppd_serve.api.auth import Project
@@ -30,7 +29,7 @@ async def get_generation(
 
 @router.get(
     "/events",
-    response_class=EventSourceResponse,
+    response_class=Response,
     responses={200: _STREAM, **documented(404)},
 )
 async def listen_to_generation(
