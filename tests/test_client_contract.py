@@ -14,8 +14,9 @@ import ppd_client
 from ppd_client import AsyncClient, ImageRef, UserWeight
 from ppd_serve.api import schemas
 from ppd_serve.api.app import create_app
+from ppd_serve.api.events import Done, Drawn, Failed, Painted, Preview, Queued, Step
 from ppd_serve.api.services import Services
-from ppd_serve.errors import PPDError
+from ppd_serve.errors import GenerationFailed, PPDError
 from tests.api.doubles import every_error, memory, png
 
 
@@ -80,6 +81,37 @@ async def test_generate(client: AsyncClient):
     assert await client.generate_png("fish", user_id="ann", **every) == png()
     linked = await client.generate("fish", response_format="url")
     assert linked.images[0].url is not None
+
+
+async def test_listening(client: AsyncClient, services: Services):
+    painted = Painted(0, "g0", 7, png())
+    drawn = Drawn("gen1", 1, "studio", [painted], [], {"total": 0.1})
+    services.generations.log = [
+        Queued(3), Step(0, 1, 2), Preview(0, png()), painted, Done(drawn),
+    ]  # fmt: skip
+    async with client.stream("fish", seed=7) as drawing:
+        assert drawing.id == "gen1"
+        heard = [event async for event in drawing]
+    assert [event.event_id for event in heard] == [1, 2, 3, 4, 5]
+    queued, step, preview, image, done = heard
+    assert queued.position == 3 and (step.image, step.step, step.steps) == (0, 1, 2)
+    assert preview.data == image.data == png() and image.seed == 7
+    assert done.generation == await client.generate("fish", seed=7)
+    again = [event async for event in client.events("gen1", last_event_id=4)]
+    assert ("events", 4) in services.generations.calls and again
+    services.generations.log = [Queued(0), Failed(GenerationFailed("why"))]
+    with pytest.raises(ppd_client.ServerError, match="why"):
+        _ = [event async for event in client.stream("fish")]
+
+
+async def test_later(client: AsyncClient):
+    assert (await client.submit("fish")).status == "queued"
+    for call in (client.generation, client.cancel):
+        record = await call("gen1")
+        assert record.ended and record.error is not None and record.images[0].url
+        assert record.error.type.endswith(":generation-failed")
+        with pytest.raises(ppd_client.NotFound):
+            await call("gen2")
 
 
 def test_every_option_of_the_interface_can_be_given():

@@ -5,20 +5,19 @@ One function per route returns a ``Call``; the two clients only differ in how th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import uuid4
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
-from .errors import UnexpectedAnswer, api_error
+from .call import Call, checked_id, given, nothing, raw, typed
+from .errors import api_error
 from .images import Picture, as_json, encoded
 from .models import (
     Embedding,
     Generation,
+    GenerationRecord,
     ImageRef,
     Neighbor,
     Neighbors,
@@ -29,29 +28,6 @@ from .models import (
     User,
     UserWeight,
 )
-
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """One request and the reading of its answer.
-
-    retry: try again when the server cannot be reached or asks to wait. Every call here can be
-    repeated: reads, PUT and DELETE by nature; pairs by their Idempotency-Key; an abandoned drawing
-    is cancelled by the server and an unused upload expires.
-    """
-
-    method: str
-    path: str
-    read: Callable[[httpx.Response], T]
-    params: dict[str, Any] = field(default_factory=dict)
-    json: Any = None
-    content: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    retry: bool = True
-    refusals: frozenset[int] = frozenset()  # error statuses that are an answer, not an exception
 
 
 class Pair(NamedTuple):
@@ -84,17 +60,17 @@ class Drawings(Drawing, total=False):
 
 def put_user(user_id: str) -> Call[None]:
     """Create a user; nothing happens if there is one."""
-    return Call("PUT", _user(user_id), _nothing)
+    return Call("PUT", _user(user_id), nothing)
 
 
 def get_user(user_id: str) -> Call[User]:
     """What is known about a user. Raises NotFound."""
-    return Call("GET", _user(user_id), _model(User))
+    return Call("GET", _user(user_id), typed(User))
 
 
 def delete_user(user_id: str) -> Call[None]:
     """Forget a user: pairs, embeddings, pictures. Also right the second time."""
-    return Call("DELETE", _user(user_id), _nothing)
+    return Call("DELETE", _user(user_id), nothing)
 
 
 def add_preferences(
@@ -115,7 +91,7 @@ def add_preferences(
     return Call(
         "POST",
         _user(user_id, "preferences"),
-        _model(PreferencesAdded),
+        typed(PreferencesAdded),
         json={"pairs": body},
         headers={"Idempotency-Key": idempotency_key or uuid4().hex},
     )
@@ -125,42 +101,42 @@ def preferences_page(
     user_id: str, cursor: str | None = None, limit: int | None = None
 ) -> Call[PreferencesPage]:
     """One page of a user's pairs, oldest first. ``preferences`` walks over all of them."""
-    params = _given(cursor=cursor, limit=limit)
-    return Call("GET", _user(user_id, "preferences"), _model(PreferencesPage), params=params)
+    params = given(cursor=cursor, limit=limit)
+    return Call("GET", _user(user_id, "preferences"), typed(PreferencesPage), params=params)
 
 
 def delete_preference(user_id: str, pair_id: str) -> Call[None]:
     """Take one choice back. Also right the second time."""
-    return Call("DELETE", _user(user_id, "preferences", _id("pair_id", pair_id)), _nothing)
+    return Call("DELETE", _user(user_id, "preferences", checked_id("pair_id", pair_id)), nothing)
 
 
 def embedding(user_id: str) -> Call[Embedding]:
     """A user's preference embedding. Raises NotFound while there is none."""
-    return Call("GET", _user(user_id, "embedding"), _model(Embedding))
+    return Call("GET", _user(user_id, "embedding"), typed(Embedding))
 
 
 def neighbors(user_id: str, k: int | None = None) -> Call[list[Neighbor]]:
     """The users nearest in taste, nearest first."""
-    read = _model(Neighbors)
+    read = typed(Neighbors)
     path = _user(user_id, "neighbors")
-    return Call("GET", path, lambda answer: read(answer).neighbors, params=_given(k=k))
+    return Call("GET", path, lambda answer: read(answer).neighbors, params=given(k=k))
 
 
 def upload_image(picture: Picture) -> Call[ImageRef]:
     """Send a picture once, to name it in several pairs. Expires if nothing uses it."""
     headers = {"Content-Type": "application/octet-stream"}
     content = encoded(picture)
-    return Call("POST", "/images", _model(ImageRef), content=content, headers=headers)
+    return Call("POST", "/images", typed(ImageRef), content=content, headers=headers)
 
 
 def get_image(image: ImageRef | str) -> Call[bytes]:
     """The encoded bytes of a picture the server holds."""
-    return Call("GET", _image(image), _bytes)
+    return Call("GET", _image(image), raw)
 
 
 def delete_image(image: ImageRef | str) -> Call[None]:
     """Raises Conflict while a pair uses it."""
-    return Call("DELETE", _image(image), _nothing)
+    return Call("DELETE", _image(image), nothing)
 
 
 def generate(
@@ -172,7 +148,7 @@ def generate(
 ) -> Call[Generation]:
     """Draw to the taste of one user, several (``users={"ann": 0.5, "bob": 0.5}``) or none."""
     body = _drawing(prompt, user_id, users, options)
-    return Call("POST", "/generate", _model(Generation), json=body)
+    return Call("POST", "/generate", typed(Generation), json=body)
 
 
 def generate_png(
@@ -184,17 +160,74 @@ def generate_png(
 ) -> Call[bytes]:
     """Draw one picture and return its PNG bytes."""
     body = _drawing(prompt, user_id, users, options)
-    return Call("POST", "/generate", _bytes, json=body, headers={"Accept": "image/png"})
+    return Call("POST", "/generate", raw, json=body, headers={"Accept": "image/png"})
+
+
+def submit(
+    prompt: str,
+    *,
+    user_id: str | None = None,
+    users: Mapping[str, float] | Sequence[UserWeight] | None = None,
+    idempotency_key: str | None = None,
+    **options: Unpack[Drawings],
+) -> Call[GenerationRecord]:
+    """Have it drawn without waiting; look at it with ``generation``, or listen with ``events``.
+
+    idempotency_key: made afresh for each call, so that a retry draws nothing twice.
+    """
+    return Call(
+        "POST",
+        "/generate",
+        typed(GenerationRecord),
+        json=_drawing(prompt, user_id, users, options),
+        headers={"Prefer": "respond-async", "Idempotency-Key": idempotency_key or uuid4().hex},
+    )
+
+
+def stream(
+    prompt: str,
+    *,
+    user_id: str | None = None,
+    users: Mapping[str, float] | Sequence[UserWeight] | None = None,
+    idempotency_key: str | None = None,
+    **options: Unpack[Drawings],
+) -> Call[httpx.Response]:
+    """Draw, and hear how it goes. Who stops listening stops the drawing, unless it has a key."""
+    return Call(
+        "POST",
+        "/generate",
+        _itself,
+        json={**_drawing(prompt, user_id, users, options), "stream": True},
+        headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
+        stream=True,
+    )
+
+
+def events(generation_id: str, last_event_id: int = 0) -> Call[httpx.Response]:
+    """Hear how a drawing goes on after an event (0: from its beginning)."""
+    headers = {"Last-Event-ID": str(last_event_id)}
+    path = _generation(generation_id, "events")
+    return Call("GET", path, _itself, headers=headers, stream=True)
+
+
+def generation(generation_id: str) -> Call[GenerationRecord]:
+    """How far a drawing is. Raises NotFound."""
+    return Call("GET", _generation(generation_id), typed(GenerationRecord))
+
+
+def cancel(generation_id: str) -> Call[GenerationRecord]:
+    """Stop a drawing at its next step; one that has ended stays as it is. Raises NotFound."""
+    return Call("DELETE", _generation(generation_id), typed(GenerationRecord))
 
 
 def releases() -> Call[Releases]:
     """What the server draws with, its sizes, samplers and limits."""
-    return Call("GET", "/releases", _model(Releases))
+    return Call("GET", "/releases", typed(Releases))
 
 
 def healthz() -> Call[None]:
     """Returns if the server is alive, else raises; asks once."""
-    return Call("GET", "/healthz", _nothing, retry=False)
+    return Call("GET", "/healthz", nothing, retry=False)
 
 
 def readyz() -> Call[Readiness]:
@@ -202,26 +235,16 @@ def readyz() -> Call[Readiness]:
     return Call("GET", "/readyz", _readiness, retry=False, refusals=frozenset({503}))
 
 
-# From DESIGN: a letter or digit first, so that no id can be a path of its own ("", "..", "a/b").
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}")
-
-
-def _id(name: str, value: str) -> str:
-    if not _ID.fullmatch(value):
-        raise ValueError(f"{name}: up to 128 letters, digits or . _ - @ :, a letter or digit first")
-    return value
-
-
 def _user(user_id: str, *rest: str) -> str:
-    return "/".join(["/users", _id("user_id", user_id), *rest])
+    return "/".join(["/users", checked_id("user_id", user_id), *rest])
+
+
+def _generation(generation_id: str, *rest: str) -> str:
+    return "/".join(["/generations", checked_id("generation_id", generation_id), *rest])
 
 
 def _image(image: ImageRef | str) -> str:
-    return "/images/" + _id("image_id", image if isinstance(image, str) else image.image_id)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    return "/images/" + checked_id("image_id", image if isinstance(image, str) else image.image_id)
 
 
 def _drawing(
@@ -230,7 +253,7 @@ def _drawing(
     users: Mapping[str, float] | Sequence[UserWeight] | None,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    body = _given(prompt=prompt, user_id=user_id, **options)
+    body = given(prompt=prompt, user_id=user_id, **options)
     if users is not None:
         if isinstance(users, Mapping):
             users = [UserWeight(user_id=name, weight=weight) for name, weight in users.items()]
@@ -238,26 +261,11 @@ def _drawing(
     return body
 
 
-def _nothing(answer: httpx.Response) -> None:
-    return None
-
-
-def _bytes(answer: httpx.Response) -> bytes:
-    return answer.content
-
-
-def _model(model: type[M]) -> Callable[[httpx.Response], M]:
-    def read(answer: httpx.Response) -> M:
-        try:
-            return model.model_validate_json(answer.content)
-        except ValidationError as error:
-            where = f"{answer.request.method} {answer.request.url.path}"
-            raise UnexpectedAnswer(f"{where}: not a {model.__name__}: {error}") from error
-
-    return read
-
-
 def _readiness(answer: httpx.Response) -> Readiness:
     if answer.is_success:
         return Readiness(ready=True)
     return Readiness(ready=False, detail=api_error(answer).detail)
+
+
+def _itself(answer: httpx.Response) -> httpx.Response:
+    return answer

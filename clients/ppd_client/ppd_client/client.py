@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 import httpx
 
 from . import calls
-from .calls import Call
+from .call import Call
+from .calls import Drawings
 from .exchange import Steps, exchange, until_ready
-from .models import StoredPair
+from .listening import AsyncListening, Listening
+from .models import StoredPair, UserWeight
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,6 +62,9 @@ class _Calls:
     delete_image = _Endpoint(calls.delete_image)
     generate = _Endpoint(calls.generate)
     generate_png = _Endpoint(calls.generate_png)
+    submit = _Endpoint(calls.submit)
+    generation = _Endpoint(calls.generation)
+    cancel = _Endpoint(calls.cancel)
     releases = _Endpoint(calls.releases)
     healthz = _Endpoint(calls.healthz)
     readyz = _Endpoint(calls.readyz)
@@ -119,11 +124,33 @@ class Client(_Calls):
         """Return as soon as the server can draw for users; TimedOut after ``timeout`` seconds."""
         self._run(until_ready(functools.partial(_build, self._http), timeout))
 
+    def stream(
+        self,
+        prompt: str,
+        *,
+        user_id: str | None = None,
+        users: Mapping[str, float] | Sequence[UserWeight] | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[Drawings],
+    ) -> Listening:
+        """Draw, and iterate over what happens until ``Done``; raises what goes wrong. Who stops
+        listening stops the drawing, unless it has a key: then the same call joins it."""
+        call = calls.stream(
+            prompt, user_id=user_id, users=users, idempotency_key=idempotency_key, **options
+        )
+        return Listening(lambda: self.send(call))
+
+    def events(self, generation_id: str, last_event_id: int = 0) -> Listening:
+        """Listen to a drawing, after the event that was heard last."""
+        call = calls.events(generation_id, last_event_id)
+        return Listening(lambda: self.send(call))
+
     def send(self, call: Call[T]) -> T:
         """Carry out one call."""
-        return self._run(exchange(call, functools.partial(_build, self._http), self._retries))
+        steps = exchange(call, functools.partial(_build, self._http), self._retries)
+        return self._run(steps, call.stream)
 
-    def _run(self, steps: Steps[T]) -> T:
+    def _run(self, steps: Steps[T], stream: bool = False) -> T:
         try:
             step = next(steps)
             while True:
@@ -132,7 +159,9 @@ class Client(_Calls):
                     step = next(steps)
                     continue
                 try:
-                    answer = self._http.send(step)
+                    answer = self._http.send(step, stream=stream)
+                    if not answer.is_success:
+                        answer.read()
                 except httpx.TransportError as error:
                     step = steps.throw(error)
                 else:
@@ -182,11 +211,33 @@ class AsyncClient(_Calls):
         """Return as soon as the server can draw for users; TimedOut after ``timeout`` seconds."""
         await self._run(until_ready(functools.partial(_build, self._http), timeout))
 
+    def stream(
+        self,
+        prompt: str,
+        *,
+        user_id: str | None = None,
+        users: Mapping[str, float] | Sequence[UserWeight] | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[Drawings],
+    ) -> AsyncListening:
+        """Draw, and iterate over what happens until ``Done``; raises what goes wrong. Who stops
+        listening stops the drawing, unless it has a key: then the same call joins it."""
+        call = calls.stream(
+            prompt, user_id=user_id, users=users, idempotency_key=idempotency_key, **options
+        )
+        return AsyncListening(lambda: self.send(call))
+
+    def events(self, generation_id: str, last_event_id: int = 0) -> AsyncListening:
+        """Listen to a drawing, after the event that was heard last."""
+        call = calls.events(generation_id, last_event_id)
+        return AsyncListening(lambda: self.send(call))
+
     async def send(self, call: Call[T]) -> T:
         """Carry out one call."""
-        return await self._run(exchange(call, functools.partial(_build, self._http), self._retries))
+        steps = exchange(call, functools.partial(_build, self._http), self._retries)
+        return await self._run(steps, call.stream)
 
-    async def _run(self, steps: Steps[T]) -> T:
+    async def _run(self, steps: Steps[T], stream: bool = False) -> T:
         try:
             step = next(steps)
             while True:
@@ -195,7 +246,9 @@ class AsyncClient(_Calls):
                     step = next(steps)
                     continue
                 try:
-                    answer = await self._http.send(step)
+                    answer = await self._http.send(step, stream=stream)
+                    if not answer.is_success:
+                        await answer.aread()
                 except httpx.TransportError as error:
                     step = steps.throw(error)
                 else:

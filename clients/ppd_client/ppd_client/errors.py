@@ -10,7 +10,7 @@ PPDError
     ├── NotFound            404
     ├── Conflict            409
     ├── TooLarge            413
-    ├── InvalidInput        400, 405, 415, 422: ``field`` names what is wrong
+    ├── InvalidInput        400, 405, 406, 415, 422: ``field`` names what is wrong
     ├── Unavailable         429, 502, 503: worth another try after ``retry_after`` seconds
     └── ServerError         every other 5xx
 
@@ -106,6 +106,7 @@ _BY_STATUS: dict[int, type[APIError]] = {
     403: Forbidden,
     404: NotFound,
     405: InvalidInput,
+    406: InvalidInput,
     409: Conflict,
     413: TooLarge,
     415: InvalidInput,
@@ -118,8 +119,11 @@ _BY_STATUS: dict[int, type[APIError]] = {
 
 def api_error(response: httpx.Response) -> APIError:
     """The error a response stands for, whether or not its body is the promised problem document."""
-    problem = _problem(response)
-    status = response.status_code
+    return problem_error(_problem(response), response.status_code, response)
+
+
+def problem_error(problem: dict[str, Any], status: int, response: httpx.Response) -> APIError:
+    """The error that a problem document stands for, and the response that it came with."""
     cls = _BY_STATUS.get(status, ServerError if status >= 500 else APIError)
     return cls(
         status,

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import httpx
 
-from .calls import Call, readyz
+from .call import Call
+from .calls import readyz
 from .errors import (
     APIError,
     Conflict,

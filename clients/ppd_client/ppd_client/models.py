@@ -8,17 +8,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class ImageRef(_Answer):
+class ImageRef(Answer):
     """A picture the server holds; accepted wherever a picture is."""
 
     image_id: str
 
 
-class EmbeddingState(_Answer):
+class EmbeddingState(Answer):
     """How far the encoder has come with a user's pairs. ``pending``: newer pairs are being read."""
 
     space: str
@@ -27,7 +27,7 @@ class EmbeddingState(_Answer):
     status: Literal["current", "pending"]
 
 
-class User(_Answer):
+class User(Answer):
     user_id: str
     pairs_total: int
     embedding: EmbeddingState | None = None
@@ -35,7 +35,7 @@ class User(_Answer):
     ask_more: bool = False
 
 
-class PreferencesAdded(_Answer):
+class PreferencesAdded(Answer):
     """The pairs are committed. ``profile``: the taste in words, once the encoder has read them."""
 
     user_id: str
@@ -45,7 +45,7 @@ class PreferencesAdded(_Answer):
     profile: str | None = None
 
 
-class StoredPair(_Answer):
+class StoredPair(Answer):
     """``created``: seconds since 1970."""
 
     pair_id: str
@@ -55,14 +55,14 @@ class StoredPair(_Answer):
     created: float | None = None
 
 
-class PreferencesPage(_Answer):
+class PreferencesPage(Answer):
     """Oldest first; ``next`` is the cursor of the next page, None on the last."""
 
     pairs: list[StoredPair]
     next: str | None = None
 
 
-class Embedding(_Answer):
+class Embedding(Answer):
     """``values``: ``shape[0]`` rows of ``shape[1]`` floats. Spaces must be equal to compare two."""
 
     space: str
@@ -71,18 +71,18 @@ class Embedding(_Answer):
     values: list[list[float]]
 
 
-class Neighbor(_Answer):
+class Neighbor(Answer):
     """``similarity``: cosine of the two users' search keys, −1 … 1."""
 
     user_id: str
     similarity: float
 
 
-class Neighbors(_Answer):
+class Neighbors(Answer):
     neighbors: list[Neighbor]
 
 
-class UserWeight(_Answer):
+class UserWeight(Answer):
     """One user's share of a picture, −4 … 4; weights need not sum to one."""
 
     user_id: str
@@ -90,7 +90,7 @@ class UserWeight(_Answer):
     version: int | None = None
 
 
-class UserUsed(_Answer):
+class UserUsed(Answer):
     """What a picture was made with. ``personalized`` False: no embedding yet, base picture."""
 
     user_id: str
@@ -115,7 +115,7 @@ class GeneratedImage(ImageRef):
         return base64.b64decode(self.b64_json)
 
 
-class Generation(_Answer):
+class Generation(Answer):
     """``created``: seconds since 1970; ``timing``: seconds by stage."""
 
     id: str
@@ -126,7 +126,33 @@ class Generation(_Answer):
     timing: dict[str, float] = {}
 
 
-class Release(_Answer):
+class Problem(Answer):
+    """Why a drawing ended without pictures; ``type`` is the stable word behind the last colon."""
+
+    type: str
+    status: int
+    detail: str
+    field: str | None = None
+
+
+class GenerationRecord(Answer):
+    """How far a drawing is. ``images`` are those that are finished, as urls."""
+
+    id: str
+    status: Literal["queued", "running", "done", "failed", "cancelled"]
+    created: int
+    release: str
+    images: list[GeneratedImage] = []
+    users: list[UserUsed] = []
+    timing: dict[str, float] = {}
+    error: Problem | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "running")
+
+
+class Release(Answer):
     """``sizes``: (width, height) in pixels, the default first."""
 
     name: str
@@ -141,12 +167,12 @@ class Release(_Answer):
     metrics: dict[str, Any] = {}
 
 
-class Releases(_Answer):
+class Releases(Answer):
     active: Release
     known: list[str] = []
 
 
-class Readiness(_Answer):
+class Readiness(Answer):
     """``detail`` names what is missing while ``ready`` is False."""
 
     ready: bool

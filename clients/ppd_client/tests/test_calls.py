@@ -32,6 +32,7 @@ DRAWN = {
     "users": [{"user_id": "ann", "weight": 1, "personalized": True, "version": 3, "pairs_used": 2}],
     "timing": {"total_s": 1.5},
 }
+RECORD = {"id": "g1", "status": "running", "created": 1, "release": "studio", "images": []}
 USER = {"user_id": "ann", "pairs_total": 2, "embedding": STATE, "profile": "p", "ask_more": True}
 
 # call, its arguments, the answer, the request line, one thing read from the result
@@ -73,6 +74,9 @@ CALLS: list[tuple[str, tuple[Any, ...], httpx.Response, str, Any]] = [
     ("delete_image", (ImageRef(image_id="i1"),), OK(204), "DELETE /images/i1", None),
     ("generate", ("fish",), OK(200, json=DRAWN), "POST /generate", "seed=7"),
     ("generate_png", ("fish",), OK(200, content=b"png"), "POST /generate", "b'png'"),
+    ("submit", ("fish",), OK(202, json=RECORD), "POST /generate", "status='running'"),
+    ("generation", ("g1",), OK(200, json=RECORD), "GET /generations/g1", "id='g1'"),
+    ("cancel", ("g1",), OK(202, json=RECORD), "DELETE /generations/g1", "release='studio'"),
     (
         "releases",
         (),
@@ -102,7 +106,8 @@ async def test_call(server, kind, name, args, answer, line, result):
 
 def test_every_call_is_covered_above():
     calls = {n for n, _ in inspect.getmembers(Client, inspect.isfunction) if n[0] != "_"}
-    assert calls - {"send", "close", "preferences", "wait_ready"} == {c[0] for c in CALLS}
+    own = {"send", "close", "preferences", "wait_ready", "stream", "events"}
+    assert calls - own == {c[0] for c in CALLS}
     others = {n for n, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if n[0] != "_"}
     assert others == calls - {"close"} | {"aclose"}
 
@@ -170,6 +175,16 @@ def test_generate_png_asks_for_png_and_blends_by_weight(server):
         {"user_id": "ann", "weight": 0.25},
         {"user_id": "bob", "weight": 0.75},
     ]
+
+
+def test_submit_does_not_wait_and_draws_nothing_twice(server):
+    server.says(OK(202, json=RECORD), OK(202, json=RECORD | {"status": "done"}))
+    assert not server.client().submit("fish", n=2).ended
+    headers = server.requests[0].headers
+    assert headers["prefer"] == "respond-async" and headers["idempotency-key"]
+    assert server.body == {"prompt": "fish", "n": 2}
+    assert server.client().submit("fish", idempotency_key="mine").ended
+    assert server.requests[1].headers["idempotency-key"] == "mine"
 
 
 def test_a_drawn_picture_gives_its_bytes_unless_it_is_a_url(server):
