@@ -15,16 +15,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from ppd_serve.api.inlined import inlined
 from ppd_serve.api.schemas import Problem
 from ppd_serve.errors import PPDError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:ppd:problem:"
 COMMON = (400, 401, 403, 413, 422, 500, 503)  # what any route may answer
-
-
-_PROBLEM = Problem.model_json_schema()
 OPENAI = "/v1/"  # below it, errors are said as OpenAI's clients read them
+_PROBLEM = inlined(Problem)
 
 
 class ProblemResponse(JSONResponse):

@@ -10,6 +10,7 @@ from fastapi import Request
 
 from ppd_serve.api.auth import access
 from ppd_serve.api.events import Done, Drawn, Entry, Failed, Painted, Preview, Queued, Step
+from ppd_serve.api.inlined import inlined
 from ppd_serve.api.problems import document
 from ppd_serve.api.schemas import (
     GeneratedImage,
@@ -114,6 +115,6 @@ EVENTS: dict[str, Any] = {  # name → JSON schema of its data
             "url": {"type": "string"},
         },
     },
-    "done": GenerationOut.model_json_schema(),
-    "error": Problem.model_json_schema(),
+    "done": inlined(GenerationOut),
+    "error": inlined(Problem),
 }

@@ -156,13 +156,16 @@ def test_bad_pictures_store_nothing(http: httpx.Client, name: str) -> None:
     assert http.get("/users/spoiled").status_code == 404
 
 
+LONG = {**DRAW, "n": 8, "steps": 100}
+
+
 def test_a_client_that_leaves_cancels_its_drawing(server: Server, http: httpx.Client) -> None:
     diffuser = server.actor("Diffuser")
-    os.kill(diffuser, signal.SIGSTOP)  # so that the drawing lasts until its client has left
     leaving = HTTPConnection("127.0.0.1", server.port)
     raw = {"Content-Type": "application/json"}
-    leaving.request("POST", "/generate", json.dumps({**DRAW, "prompt": "left"}), raw)
+    leaving.request("POST", "/generate", json.dumps({**LONG, "prompt": "left"}), raw)
     until(lambda: _state(server, "left"))
+    os.kill(diffuser, signal.SIGSTOP)  # so that the drawing lasts until its client has left
     leaving.close()
     until(lambda: _state(server, "left") == "cancelled")
     os.kill(diffuser, signal.SIGCONT)
@@ -234,15 +237,13 @@ def test_an_encoder_killed_in_mid_post_means_pending(server: Server, http: httpx
 
 def test_a_diffuser_that_dies_comes_back(server: Server, http: httpx.Client) -> None:
     diffuser = server.actor("Diffuser")
-    os.kill(diffuser, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(http.post, "/generate", json={**DRAW, "prompt": "held"})
+        held = pool.submit(http.post, "/generate", json={**LONG, "prompt": "held"})
         until(lambda: _state(server, "held"))
         os.kill(diffuser, signal.SIGKILL)
-        response = held.result()
-    if response.status_code != 200:  # the next diffuser takes what this one had not begun
-        is_problem(response, 503, "actor-unavailable")
-        assert response.headers["retry-after"]
+        is_problem(response := held.result(), 503, "actor-unavailable")
+    assert response.headers["retry-after"]
+    assert _state(server, "held") == "failed"
     until(lambda: http.post("/generate", json=DRAW).status_code == 200)
 
 

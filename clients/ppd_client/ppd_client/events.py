@@ -109,7 +109,8 @@ class EventReader:
                 self._over = True
                 generation = Generation.model_validate(data)
                 return Done(event_id=int(self._fields["id"]), generation=generation)
-            kind = _KINDS.get(name)
-            return kind and kind.model_validate({**data, "event_id": int(self._fields["id"])})
+            if name not in _KINDS:
+                return None
+            return _KINDS[name].model_validate({**data, "event_id": int(self._fields["id"])})
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             raise UnexpectedAnswer(f"not a {name} event: {error}") from error

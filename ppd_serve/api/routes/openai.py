@@ -12,6 +12,7 @@ from ppd_serve.api import sse
 from ppd_serve.api.auth import Project
 from ppd_serve.api.events import Entry, Failed, Painted, Preview
 from ppd_serve.api.idempotency import IdempotencyDep
+from ppd_serve.api.inlined import inlined
 from ppd_serve.api.openai_schemas import (
     CompletedEvent,
     OpenAIError,
@@ -32,10 +33,10 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 PERSONALIZED = "X-PPD-Personalized"
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}")
-_ERROR = OpenAIError.model_json_schema()
+_ERROR = inlined(OpenAIError)
 _EVENTS = {
-    "image_generation.partial_image": PartialImageEvent.model_json_schema(),
-    "image_generation.completed": CompletedEvent.model_json_schema(),
+    "image_generation.partial_image": inlined(PartialImageEvent),
+    "image_generation.completed": inlined(CompletedEvent),
     "error": _ERROR,
 }
 _OK = {
