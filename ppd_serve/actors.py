@@ -194,13 +194,12 @@ class Diffuser:
         """Ray closes this when nobody reads it any more."""
         tickets = self._engine.submit_all([self._wanted(request, seed) for seed in request.seeds])
         inbox: asyncio.Queue[DrawEvent | Exception] = asyncio.Queue()
-        followers = []
+        followers = [
+            asyncio.create_task(self._follow(image, ticket, inbox))
+            for image, ticket in enumerate(tickets)
+        ]
         try:
             yield Queued(place := self._engine.position(tickets[0]))
-            followers = [
-                asyncio.create_task(self._follow(image, ticket, inbox))
-                for image, ticket in enumerate(tickets)
-            ]
             unfinished = len(tickets)
             while unfinished:
                 event = await _next_of(inbox)
@@ -232,7 +231,7 @@ class Diffuser:
             sampler=request.sampler,
             preference_scale=request.preference_scale,
             users=tuple(User(values, weight) for values, weight in request.users),
-            preview_every=math.ceil(steps / (request.previews + 1)) if request.previews else 0,
+            preview_every=preview_every(steps, request.previews),
         )
 
     async def _follow(
@@ -266,6 +265,12 @@ class Diffuser:
         """Ray restarts the actor when this raises."""
         if not self._engine.healthy():
             raise Unavailable("The engine does not move")
+
+
+def preview_every(steps: int, previews: int) -> int:
+    """So many steps from one preview to the next that there are ``previews`` at most, none of
+    them after the last step (0: none at all)."""
+    return math.ceil(steps / (previews + 1)) if previews else 0
 
 
 async def _next_of(inbox: asyncio.Queue[DrawEvent | Exception]) -> DrawEvent | Exception | None:

@@ -1,0 +1,194 @@
+"""The diffuser's actor: what it tells while a real engine draws, and that nothing stays there."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ppd_serve.actors import Diffuser, preview_every
+from ppd_serve.api.events import Queued, Step
+from ppd_serve.diffusion.picture import encode_picture
+from ppd_serve.errors import GenerationFailed, InvalidInput, QueueFull
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished
+from ppd_serve.settings import DiffuserPart
+from tests.diffusion.toy import DEFAULTS, Toy
+
+
+class Held:
+    """Holds the engine in its next step until it may go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def __call__(self, x: Any) -> None:
+        if not self.go_on.is_set():
+            self.reached.set()
+            self.go_on.wait(60)
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+@pytest.fixture
+def actor(monkeypatch: pytest.MonkeyPatch, held: Held) -> Iterator[Diffuser]:
+    release = SimpleNamespace(
+        name="toy",
+        check=lambda: None,
+        load_backbone=lambda device, dtype: Toy(held),
+        load_adapter=lambda backbone: None,
+        manifest=SimpleNamespace(embedding_shape=(1, 4)),
+        defaults=DEFAULTS,
+    )
+    monkeypatch.setattr("ppd_serve.release.load_release", lambda path: release)
+    actor = Diffuser("release", DiffuserPart(threads=1, rows=2, queue=4))
+    yield actor
+    held.go_on.set()
+    actor._engine.stop(drain=False)
+
+
+def ask(prompt: str = "a boat", n: int = 1, **fields: Any) -> DrawRequest:
+    chosen = {
+        "negative_prompt": "", "seeds": list(range(7, 7 + n)), "width": 32, "height": 32,
+        "steps": None, "guidance_scale": None, "sampler": None, "preference_scale": None,
+        "users": [], **fields,
+    }  # fmt: skip
+    return DrawRequest(prompt=prompt, **chosen)
+
+
+async def all_of(actor: Diffuser, request: DrawRequest) -> list[DrawEvent]:
+    return [event async for event in actor.draw(request)]
+
+
+async def until(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def is_empty(actor: Diffuser) -> bool:
+    return actor._engine.active == actor._engine.queued == actor._engine._open == 0
+
+
+async def test_everything_is_told(actor: Diffuser, held: Held) -> None:
+    held.go_on.clear()  # so that no step is taken before anybody listens
+    events: list[DrawEvent] = []
+    async for event in actor.draw(ask(n=2, watched=True, steps=6)):
+        events.append(event)
+        await asyncio.sleep(0)  # its tickets are followed from here on
+        held.go_on.set()
+    assert isinstance(events[0], Queued)
+    for image in range(2):
+        own = [e for e in events if not isinstance(e, Queued) and e.image == image]
+        *steps, finished = own
+        assert steps == [Step(image, number, 6) for number in range(1, 7)]
+        assert isinstance(finished, Finished)
+        with Image.open(io.BytesIO(finished.png)) as picture:
+            assert f"Seed: {7 + image}," in picture.info["parameters"]
+    assert is_empty(actor)
+
+
+async def test_to_who_does_not_watch_only_the_pictures_are_told(actor: Diffuser) -> None:
+    events = await all_of(actor, ask(n=2))
+    assert {type(event) for event in events} == {Queued, Finished}
+    assert sorted(e.image for e in events if isinstance(e, Finished)) == [0, 1]
+
+
+async def test_the_place_in_the_queue(actor: Diffuser, held: Held) -> None:
+    held.go_on.clear()
+    first = asyncio.create_task(all_of(actor, ask(n=2)))
+    assert await asyncio.to_thread(held.reached.wait, 60)
+    waiting = actor.draw(ask(n=2))
+    assert await anext(waiting) == Queued(1)
+    last = actor.draw(ask())
+    assert await anext(last) == Queued(3)
+    held.go_on.set()
+    rest = [event async for event in last]
+    assert rest[0] in (Queued(0), Queued(1)) and isinstance(rest[-1], Finished)
+    assert Queued(0) in [event async for event in waiting]
+    assert len(await first) >= 3
+
+
+async def test_who_goes_frees_the_rows(actor: Diffuser, held: Held) -> None:
+    held.go_on.clear()
+    events = actor.draw(ask(n=4, steps=100, watched=True))
+    assert isinstance(await anext(events), Queued)
+    listening = asyncio.ensure_future(_last(events))
+    assert await asyncio.to_thread(held.reached.wait, 60)
+    listening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await listening
+    held.go_on.set()
+    await until(lambda: is_empty(actor))
+    assert len(await all_of(actor, ask())) >= 2
+
+
+async def _last(events: Any) -> None:
+    async for _ in events:
+        pass
+
+
+async def test_closed_before_anything_was_drawn(actor: Diffuser, held: Held) -> None:
+    held.go_on.clear()
+    events = actor.draw(ask(n=4, steps=100))
+    assert isinstance(await anext(events), Queued)
+    await events.aclose()
+    held.go_on.set()
+    await until(lambda: is_empty(actor))
+
+
+async def test_refusals_come_first_and_leave_nothing(actor: Diffuser) -> None:
+    for request, error in [
+        (ask(sampler="magic"), InvalidInput),
+        (ask(n=7), InvalidInput),  # more than ever fit
+    ]:
+        with pytest.raises(error):
+            await anext(actor.draw(request))
+    assert is_empty(actor)
+
+
+async def test_a_full_queue_refuses(actor: Diffuser, held: Held) -> None:
+    held.go_on.clear()
+    drawing = actor.draw(ask(n=6))
+    await anext(drawing)
+    with pytest.raises(QueueFull):
+        await anext(actor.draw(ask()))
+    held.go_on.set()
+    assert len([event async for event in drawing]) >= 6
+
+
+async def test_a_picture_that_fails_ends_its_drawing(actor: Diffuser) -> None:
+    with pytest.raises(GenerationFailed):
+        await all_of(actor, ask("nan", n=2))
+    await until(lambda: is_empty(actor))
+
+
+@given(steps=st.integers(1, 100), previews=st.integers(1, 10))
+def test_there_are_no_more_previews_than_wanted(steps: int, previews: int) -> None:
+    every = preview_every(steps, previews)
+    told = [step for step in range(1, steps) if step % every == 0]
+    assert len(told) <= previews
+    assert told or steps == 1
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+async def test_another_format_keeps_picture_and_settings(actor: Diffuser, format: Any) -> None:
+    pixels = np.full((32, 32, 3), 200, np.uint8)
+    data = await actor.encode(encode_picture(pixels, "png", "a boat\nSeed: 7"), format)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == format.upper()
+        assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - 200).max() <= 3
+        comment = picture.getexif().get_ifd(0x8769)[0x9286]
+    assert comment == b"UNICODE\0" + "a boat\nSeed: 7".encode("utf-16-be")
