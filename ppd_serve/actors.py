@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppd_serve.api.events import Preview, Queued, Step
+from ppd_serve.api.events import Format, Preview, Queued, Step
 from ppd_serve.errors import ReleaseError, Unavailable
-from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, Format, IndexRow
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, IndexRow
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import DiffuserPart, EncoderPart
 

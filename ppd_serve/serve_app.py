@@ -25,10 +25,11 @@ from ray.serve.handle import DeploymentHandle
 from ppd_serve.actors import Diffuser, Encoder, UserIndex
 from ppd_serve.api.app import create_app
 from ppd_serve.api.auth import Access
+from ppd_serve.api.events import Format
 from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.errors import ActorUnavailable, PPDError, ReleaseError
 from ppd_serve.gateway.build import build_services
-from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Format, IndexRow
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, IndexRow
 from ppd_serve.manifest import Manifest, Source, read_manifest
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import Part, Settings

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from ppd_serve.api.schemas import UserUsed
 from ppd_serve.errors import PPDError
+
+PREVIEWS = 8  # of a picture that somebody may watch
+Format = Literal["png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True)

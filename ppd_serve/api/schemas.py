@@ -12,9 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     StringConstraints,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -211,17 +209,17 @@ class NeighborsOut(BaseModel):
     neighbors: list[Neighbor]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class GeneratedImage(BaseModel):
     """``url`` is absolute, signed and good for an hour."""
 
     image_id: str
     seed: int
-    b64_json: str | None = None
-    url: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _one_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+    b64_json: str | None = Field(None, exclude_if=_is_none)
+    url: str | None = Field(None, exclude_if=_is_none)
 
 
 class UserUsed(BaseModel):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol
 from fastapi import Depends, Request
 
 from ppd_serve.api.auth import Access
-from ppd_serve.api.events import Drawn, Listener, Painted
+from ppd_serve.api.events import Drawn, Format, Listener, Painted
 from ppd_serve.api.schemas import (
     EmbeddingOut,
     GenerateIn,
@@ -117,7 +117,7 @@ class Generations(Protocol):
     async def cancel(self, project: str, generation_id: str) -> Recorded:
         """Of no effect on one that has ended."""
 
-    async def encode(self, png: bytes, format: Literal["png", "webp", "jpeg"]) -> bytes:
+    async def encode(self, png: bytes, format: Format) -> bytes:
         """A drawn picture in another format."""
 
 

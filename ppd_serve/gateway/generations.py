@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
 
-from ppd_serve.api.events import Done, Drawn, Event, Failed
+from ppd_serve.api.events import PREVIEWS, Done, Drawn, Event, Failed, Format
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
 from ppd_serve.errors import Cancelled, InvalidInput, PPDError, Unavailable
@@ -20,7 +19,6 @@ from ppd_serve.storage.values import UNFINISHED
 
 CANCEL_SECONDS = 1.0
 ELSEWHERE_SECONDS = 1.0  # how often we look what another process has drawn
-PREVIEWS = 8  # of a picture that may be listened to later on
 
 
 class DrawingService:
@@ -108,7 +106,7 @@ class DrawingService:
                 pass  # it is on its way
         return await self.get(project, generation_id)
 
-    async def encode(self, png: bytes, format: Literal["png", "webp", "jpeg"]) -> bytes:
+    async def encode(self, png: bytes, format: Format) -> bytes:
         return png if format == "png" else await self._diffuser.encode(png, format)
 
     def _begin(

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from ppd_serve.api.events import Preview, Queued, Step
+from ppd_serve.api.events import Format, Preview, Queued, Step
 from ppd_serve.preferences.pairs import Pair
 
 
@@ -46,7 +46,6 @@ class Finished:
 
 
 DrawEvent = Queued | Step | Preview | Finished
-Format = Literal["png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import numpy as np
 
-from ppd_serve.api.events import Preview, Queued, Step
-from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, Format, IndexRow
+from ppd_serve.api.events import Format, Preview, Queued, Step
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, IndexRow
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.preferences.pairs import Pair
 from tests.api.doubles import png

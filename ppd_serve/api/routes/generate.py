@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Request, Response
 from ppd_serve.api import sse
 from ppd_serve.api.accept import choose
 from ppd_serve.api.auth import Project
+from ppd_serve.api.events import PREVIEWS, Format
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.problems import documented
 from ppd_serve.api.rendering import EVENTS, Rendering
@@ -18,8 +19,7 @@ from ppd_serve.errors import InvalidInput
 
 router = APIRouter(tags=["generate"])
 
-PICTURES = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpeg"}
-PREVIEWS = 8  # of each picture that is watched
+PICTURES: dict[str, Format] = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpeg"}
 _BYTES = {"type": "string", "format": "binary"}
 _ID = {"Generation-Id": {"schema": {"type": "string"}}}
 _OK = {
@@ -77,7 +77,7 @@ async def generate(
     headers = {"Generation-Id": drawn.id}
     if kind in PICTURES:
         png = await rendering.png(drawn.images[0])
-        data = await services.generations.encode(png, PICTURES[kind])  # type: ignore[arg-type]
+        data = await services.generations.encode(png, PICTURES[kind])
         return Response(data, media_type=kind, headers=headers)
     response.headers.update(headers)
     return await rendering.generation(drawn, body.response_format)
