@@ -199,7 +199,7 @@ async def test_a_bad_picture_stores_nothing(server: Services, house: House) -> N
 
 async def test_pictures_by_id(server: Services) -> None:
     image_id = await server.images.add(
-        P, base64.b64decode(choices("a").pairs[0].preferred.b64_json or "")
+        P, base64.b64decode(choices("a").pairs[0].preferred.b64_json or ""), None
     )
     body = {"prompt": "a", "preferred": {"image_id": image_id}, "rejected": {"image_id": "none"}}
     with pytest.raises(NotFound) as caught:
