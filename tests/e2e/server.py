@@ -66,11 +66,13 @@ class Server:
         ready.set()  # it has ended
 
     def actor(self, name: str) -> int:
-        """The process of an actor. Raises ``LookupError`` while there is none."""
-        for process in self._actors():
-            if _title(process).startswith(f"ray::ServeReplica:ppd:{name}"):
-                return process.pid
-        raise LookupError(name)
+        """The process of an actor, the newest: one that was given up may still be ending. Raises
+        ``LookupError`` while there is none."""
+        named = f"ray::ServeReplica:ppd:{name}"
+        found = [process for process in self._actors() if _title(process).startswith(named)]
+        if not found:
+            raise LookupError(name)
+        return max(found, key=psutil.Process.create_time).pid
 
     def _actors(self) -> list[psutil.Process]:
         family = psutil.Process(self.process.pid).children(recursive=True)
