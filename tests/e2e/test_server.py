@@ -238,12 +238,12 @@ def test_an_encoder_killed_in_mid_post_means_pending(server: Server, http: httpx
 def test_a_diffuser_that_dies_comes_back(server: Server, http: httpx.Client) -> None:
     diffuser = server.actor("Diffuser")
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(http.post, "/generate", json={**LONG, "prompt": "held"})
-        until(lambda: _state(server, "held"))
+        held = pool.submit(http.post, "/generate", json={**LONG, "prompt": "cut off"})
+        until(lambda: _state(server, "cut off"))
         os.kill(diffuser, signal.SIGKILL)
         is_problem(response := held.result(), 503, "actor-unavailable")
     assert response.headers["retry-after"]
-    assert _state(server, "held") == "failed"
+    assert _state(server, "cut off") == "failed"
     until(lambda: http.post("/generate", json=DRAW).status_code == 200)
 
 
