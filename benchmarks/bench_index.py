@@ -167,10 +167,11 @@ def measure(kind: str, users: int) -> dict[str, float]:
             assert found is not None and found[0] == version
 
         upserts.append(timed(upsert))
-    for id, value in zip(asked[:WATCHED], draw(WATCHED, random), strict=True):
+    for version, value in enumerate(draw(WATCHED, random), CHANGES + 2):  # higher than any yet
 
-        def watch(id: str = id, value: np.ndarray = value) -> None:
-            index.put(id, 10_000, value)
+        def watch(version: int = version, value: np.ndarray = value) -> None:
+            id = asked[version % CHANGES]
+            index.put(id, version, value)
             while index.search(value[0], 1)[0][0] != id:
                 pass
 
@@ -189,7 +190,6 @@ def measure(kind: str, users: int) -> dict[str, float]:
     index.settle()
     with tempfile.TemporaryDirectory() as directory:
         note("seconds to save", timed(lambda: index.save(directory)))
-        del index
         loaded = UserIndex("bench", 1, DIM)
         note("seconds to load, till get answers", timed(lambda: loaded.load(directory)))
     note("and till the cells are trained", timed(loaded.settle))
@@ -215,7 +215,7 @@ def main(
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, spawned) as process:
             figures = process.submit(measure, kind, users).result()
-        found[kind] = {figure: round(value, 4) for figure, value in figures.items()}
+        found[kind] = {figure: float(f"{value:.4g}") for figure, value in figures.items()}
         out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['machine']}, load {report['load']}, faiss {report['faiss']}\n")
     print(f"| {users:,} × {DIM} | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
