@@ -63,9 +63,9 @@ class Cells:
         """Forget the slots ``gone`` and take ``keys`` ``[N, dim]`` of ``slots`` int64 ``[N]``."""
         gone = np.fromiter(gone, np.int64)
         for start in range(0, len(gone), _BATCH):
-            batch = gone[start : start + _BATCH]
+            ids = gone[start : start + _BATCH]
             with self._lock:
-                self._faiss.remove_ids(faiss.IDSelectorArray(len(batch), faiss.swig_ptr(batch)))
+                self._faiss.remove_ids(faiss.IDSelectorArray(len(ids), faiss.swig_ptr(ids)))
         for start in range(0, len(slots), _BATCH):
             ids, batch = slots[start : start + _BATCH], keys[start : start + _BATCH]
             _, cells = self._centres.search(batch, 1)
