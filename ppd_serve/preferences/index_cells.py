@@ -92,4 +92,4 @@ class Cells:
             found = sum(len({*row} & {*near}) for row, near in pairs)
             if found >= _WANTED * truth.size or probes == most:
                 return found / truth.size
-            probes = min(2 * probes, most)
+            probes = min(max(probes + 1, 5 * probes // 4), most)
