@@ -160,9 +160,9 @@ class UserIndex:
                     log.warning("the index was not saved: %r", error)
 
     async def _save(self) -> None:
-        async with self._writing:
-            sequence = self._index.sequence
-            await asyncio.to_thread(self._index.save, self._directory)
+        index, sequence = self._index, self._index.sequence
+        await asyncio.to_thread(index.save, self._directory)
+        if index is self._index:
             self._saved = sequence
 
 
