@@ -2,7 +2,8 @@
 #   make demo        pictures made to one person's taste, by the real server (writes demo.png)
 #   make serve       the same server, kept on http://127.0.0.1:8000
 #   make test        lint, types and every test
-#   make bench       what the default costs: batching, personalisation, reading
+#   make bench       what the default costs: batching, personalisation, reading, training, joining; and
+#                    an index of a million users (2 GB, many minutes)
 #   make evaluate    how well it personalises: new users, held-out captions (an hour on two cores)
 #   make bootstrap   rebuild the default from nothing (some three hours on two cores; resumes)
 #

@@ -7,7 +7,7 @@ import asyncio
 from ppd_serve.api.events import PREVIEWS, Done, Drawn, Event, Failed, Format
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
-from ppd_serve.errors import Cancelled, InvalidInput, PPDError, Unavailable
+from ppd_serve.errors import Cancelled, InvalidInput, PPDError
 from ppd_serve.gateway.drawing import Drawing, Easel, as_ours
 from ppd_serve.gateway.event_log import EventListener, EventLog
 from ppd_serve.gateway.idempotency import IdempotencyKeys
@@ -148,21 +148,15 @@ class DrawingService:
             drawing.log.append(end)
 
     async def _draw_once(self, project: str, drawing: Drawing, idempotency: Idempotency) -> Drawn:
+        fresh: list[Drawn] = []
+
+        async def draw() -> dict[str, str]:
+            fresh.append(await self._easel.draw(project, drawing))
+            return {"id": fresh[0].id}
+
         names = {user.user_id for user in drawing.body.wanted}
-        try:
-            answer = await self._db(self._store.begin_idempotent, project, idempotency, names)
-        except Unavailable:  # the connection may have broken after the commit
-            await self._idempotency.release(project, idempotency)
-            raise
-        if answer is not None:
-            return await self._again(project, drawing, answer["id"])
-        try:
-            result = await self._easel.draw(project, drawing)
-        except BaseException:
-            await self._idempotency.release(project, idempotency)
-            raise
-        await self._idempotency.keep(project, idempotency, {"id": result.id})
-        return result
+        answer = await self._idempotency.once(project, idempotency, draw, names)
+        return fresh[0] if fresh else await self._again(project, drawing, answer["id"])
 
     async def _again(self, project: str, drawing: Drawing, generation_id: str) -> Drawn:
         """What was drawn for this key before."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from ppd_serve.errors import Unavailable
@@ -21,6 +21,30 @@ log = logging.getLogger(__name__)
 class IdempotencyKeys:
     def __init__(self, store: Store, db: Threads, tasks: Tasks) -> None:
         self._store, self._db, self._tasks = store, db, tasks
+
+    async def once(
+        self,
+        project: str,
+        idempotency: Idempotency,
+        work: Callable[[], Awaitable[dict[str, Any]]],
+        users: Iterable[str] = (),
+    ) -> dict[str, Any]:
+        """The answer of ``work``, or the one that an earlier call with the same key and body had.
+        ``users``: who takes it along when they are deleted."""
+        try:
+            answer = await self._db(self._store.begin_idempotent, project, idempotency, users)
+        except Unavailable:  # the connection may have broken after the commit
+            await self.release(project, idempotency)
+            raise
+        if answer is not None:
+            return answer
+        try:
+            answer = await work()
+        except BaseException:
+            await self.release(project, idempotency)
+            raise
+        await self.keep(project, idempotency, answer)
+        return answer
 
     async def keep(self, project: str, idempotency: Idempotency, answer: Mapping[str, Any]) -> None:
         """Keep the answer for the key's next call; while the database is away, a little later."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ppd_serve.api.images import check_image
-from ppd_serve.errors import Unavailable
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.running import Tasks, Threads
-from ppd_serve.storage.store import Idempotency, NewImage, Store
+from ppd_serve.storage.store import Idempotency, Store
 
 
 class ImageService:
@@ -23,25 +22,14 @@ class ImageService:
 
     async def add(self, project: str, data: bytes, idempotency: Idempotency | None) -> str:
         checked = await self._decoders(check_image, data, "body")
-        if idempotency is None:
-            return (await self._db(self._store.add_image, project, checked)).image_id
-        return await self._tasks.run(self._add_once(project, checked, idempotency))
 
-    async def _add_once(self, project: str, image: NewImage, idempotency: Idempotency) -> str:
-        try:
-            answer = await self._db(self._store.begin_idempotent, project, idempotency)
-        except Unavailable:  # the connection may have broken after the commit
-            await self._idempotency.release(project, idempotency)
-            raise
-        if answer is not None:
-            image_id: str = answer["image_id"]
-            return image_id
-        try:
-            image_id = (await self._db(self._store.add_image, project, image)).image_id
-        except BaseException:
-            await self._idempotency.release(project, idempotency)
-            raise
-        await self._idempotency.keep(project, idempotency, {"image_id": image_id})
+        async def store() -> dict[str, str]:
+            return {"image_id": (await self._db(self._store.add_image, project, checked)).image_id}
+
+        if idempotency is None:
+            return (await store())["image_id"]
+        once = self._idempotency.once(project, idempotency, store)
+        image_id: str = (await self._tasks.run(once))["image_id"]
         return image_id
 
     async def read(self, project: str, image_id: str) -> tuple[bytes, str]:
