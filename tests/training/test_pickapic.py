@@ -193,19 +193,21 @@ def test_splits_share_nobody_and_miss_nobody(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Arrow, which holds the encoded pictures, never has more than a part of 100 MB."""
+    """Arrow, which holds the encoded pictures, never has more than half of 200 MB.
+
+    What it reads ahead is up to it: 25 to 71 MB were seen, of files of 100 to 800 MB."""
     rng = np.random.default_rng(0)
     path = tmp_path / "rows.parquet"
     write_rows(
         path,
         (
-            row(n) if n % 20 == 0 else row(n, jpg_0=rng.bytes(50_000), jpg_1=rng.bytes(50_000))
-            for n in range(1000)
+            row(n) if n % 20 == 0 else row(n, jpg_0=rng.bytes(25_000), jpg_1=rng.bytes(25_000))
+            for n in range(4000)
         ),  # type: ignore[arg-type]
     )
-    assert path.stat().st_size > 90_000_000
+    assert path.stat().st_size > 180_000_000
     skipped, before, peak = Skipped(), pa.total_allocated_bytes(), 0
     for _ in PickAPic(path).choices(skipped, least_pairs=1):
         peak = max(peak, pa.total_allocated_bytes() - before)
-    assert skipped.kept == 50 and skipped.reasons == {"broken picture": 950}
-    assert peak < 50_000_000
+    assert skipped.kept == 200 and skipped.reasons == {"broken picture": 3800}
+    assert peak < 100_000_000
