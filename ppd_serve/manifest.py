@@ -41,7 +41,8 @@ class Source(BaseModel):
 
 
 class Manifest(BaseModel):
-    """``release.json``. ``embedding_shape`` is ``(rows, dim)``, ``checksums`` SHA-256 by path."""
+    """``release.json``. ``embedding_shape`` is ``(rows, dim)``, ``checksums`` SHA-256 by path.
+    ``questions``: what the server needs to ask people questions of its own making."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,6 +51,7 @@ class Manifest(BaseModel):
     backbone: Source
     adapter: Source | None = None
     encoder: Source | None = None
+    questions: Source | None = None
     embedding_space: str | None = None
     embedding_shape: tuple[int, int] | None = None
     defaults: Defaults

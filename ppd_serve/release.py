@@ -6,6 +6,7 @@
     backbone/                    as a diffusers pipeline saves itself
     adapter/ip_adapter.safetensors
     encoder/                     the VLM, its few-shot prompt and fitted transform
+    questions.safetensors        which question to ask next (optional)
 
 A part is a path inside the directory, or a path of a hub repository at a revision. Weights are
 safetensors only.
@@ -29,6 +30,7 @@ from ppd_serve.manifest import MANIFEST, Manifest, Source, read_manifest
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
+    from ppd_serve.preferences.questions import Questioner
 
 __all__ = ["MANIFEST", "Manifest", "Release", "Source", "load_release", "write_release"]
 
@@ -106,13 +108,21 @@ class Release:
             raise ReleaseError(f"release {self.name} has no encoder")
         return Encoder.load(self.encoder_path, **how)
 
+    def load_questioner(self) -> Questioner | None:
+        """None for a release that asks no questions."""
+        from ppd_serve.preferences.questions import Questioner
+
+        source = self.manifest.questions
+        return Questioner.load(self._locate(source)) if source else None
+
     def check(self) -> None:
         """Raise ReleaseError, naming the part, if this release cannot be served as published.
 
         Reads every local file once (checksums) and loads no weights but the adapter's.
         """
         refuse_pickles(self.path)
-        parts = (self.manifest.backbone, self.manifest.adapter, self.manifest.encoder)
+        named = self.manifest
+        parts = (named.backbone, named.adapter, named.encoder, named.questions)
         for part in parts:
             if part is not None and not part.hub_id and not self._locate(part).exists():
                 raise ReleaseError(f"{part.path} is missing")

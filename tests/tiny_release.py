@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderTiny,
@@ -16,7 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.preferences.choice_model import ChoiceModel
 from ppd_serve.preferences.encoder import embedding_space
+from ppd_serve.preferences.picture_states import PARTS
+from ppd_serve.preferences.questions import Questioner
 from ppd_serve.release import Manifest, Release, Source, write_release
 from tests import tiny_encoder
 
@@ -39,6 +43,7 @@ def make_tiny_release(path: str | Path, seed: int = 0) -> Release:
     adapter.save(path / "adapter" / "ip_adapter.safetensors")
     pipeline.save_pretrained(path / "backbone", safe_serialization=True)
     encoder = tiny_encoder.make_tiny_encoder(path / "encoder", seed)
+    tiny_questioner(seed).save(path / "questions.safetensors")
     return write_release(
         path,
         Manifest(
@@ -47,6 +52,7 @@ def make_tiny_release(path: str | Path, seed: int = 0) -> Release:
             backbone=Source(path="backbone"),
             adapter=Source(path="adapter/ip_adapter.safetensors"),
             encoder=Source(path="encoder"),
+            questions=Source(path="questions.safetensors"),
             embedding_space=embedding_space(encoder, dtype="float32", quantisation=None),
             embedding_shape=(EMBEDDING_ROWS, EMBEDDING_DIM),
             defaults=Defaults(
@@ -60,6 +66,15 @@ def make_tiny_release(path: str | Path, seed: int = 0) -> Release:
             example_prompts=["a red house by the sea", "a cat on a hill at night"],
         ),
     )
+
+
+def tiny_questioner(seed: int = 0) -> Questioner:
+    """Random, over what the tiny encoder sees of a picture."""
+    rng, d = np.random.default_rng(seed), 4
+    model = ChoiceModel(
+        rng.standard_normal((PARTS * tiny_encoder.WIDTH, d)), np.zeros(d), np.eye(d)
+    )
+    return Questioner(model, rng.standard_normal((EMBEDDING_ROWS, EMBEDDING_DIM, d)))
 
 
 def tiny_pipeline() -> StableDiffusionPipeline:

@@ -272,6 +272,50 @@ def choices(
 
 
 @app.command()
+def fit_questions(
+    rows: Annotated[
+        str, typer.Option(help="Parquet file or directory, or hub id, with Pick-a-Pic's columns.")
+    ],
+    release: Annotated[Path, typer.Option(help="A release directory; the part is put into it.")],
+    revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
+    per_user: Annotated[int, typer.Option(min=2, help="Choices that are used of everybody.")] = 8,
+    pictures: Annotated[int, typer.Option(help="Drawn to learn how pictures answer.")] = 320,
+    device: str = "cpu",
+) -> None:
+    """Let a release ask questions of its own: fit whose answers would tell most, from choices."""
+    from ppd_serve.release import load_release
+    from training.data.choices import Skipped
+    from training.data.pickapic import PickAPic
+    from training.questions import fit_questioner, ship, states_of_choices
+
+    found, skipped = load_release(release), Skipped()
+    encoder = found.load_encoder(device=device)
+    choices = PickAPic(rows, revision).choices(skipped, users="train", least_pairs=per_user)
+    seen = states_of_choices(encoder, choices, per_user)
+    ship(release, fit_questioner(found, encoder, *seen, pictures=pictures, device=device))
+    typer.echo(f"{len(seen[1])} people's choices; {skipped.report()}")
+
+
+@app.command()
+def judge_questions(
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    split: Annotated[Literal["dev", "test", "confirm"], typer.Option()] = "dev",
+    users: int = 200,
+    answers: Annotated[int, typer.Option(min=1, help="Of everybody.")] = 8,
+    out: Annotated[Path, typer.Option(help="Report and what it is resumed from.")] = Path(
+        "runs/questions"
+    ),
+) -> None:
+    """Ask new users the release's own questions, or random ones: how soon it knows their taste."""
+    from training.evaluate.asking import asking_markdown, compare_questions, write_asking
+
+    report = compare_questions(release, out, work, split=split, users=users, answers=answers)
+    write_asking(report, out)
+    typer.echo(asking_markdown(report))
+
+
+@app.command()
 def compare(
     out: Annotated[Path, typer.Option(help="Runs, pictures' scores and figures; resumed from.")],
     what: Annotated[Literal["methods", "synthetic-users", "style"], typer.Option()] = "methods",

@@ -24,14 +24,15 @@ from transformers import AutoProcessor, CLIPTextModel, Idefics3ForConditionalGen
 from ppd_serve.diffusion.backbone import Backbone, load_backbone
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.preferences.encoder import embedding_space
+from ppd_serve.preferences.questions import Questioner
 from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
-from ppd_serve.release import Manifest, Source, load_release, write_release
+from ppd_serve.release import Manifest, Release, Source, load_release, write_release
 from training import autoencoder, base, vlm
 from training.budget import Budget
 from training.data.audience import Audience, read_people, taste_to_embedding
 from training.data.choice_set import ChoiceSet
 from training.data.fingerprint import FROZEN
-from training.data.pool import Pool, load_pool
+from training.data.pool import PairSampler, Pool, load_pool
 from training.data.studio import assemble, caption_text
 from training.data.users import people
 from training.data.world import CAPTIONS, SIDE
@@ -39,9 +40,12 @@ from training.evaluate.implicit import implicit_accuracy
 from training.evaluate.report import markdown, write_report
 from training.evaluate.run import CONTROLS, POPULATION, evaluate
 from training.policy import Policy
+from training.questions import fit_questioner, ship
 from training.recipes import Recipe, recipe
 from training.stage import Metrics, Stage
 from training.train import PreferenceTraining, stage_of
+
+CROWD, CHOICES_OF_EACH, _QUESTION_SEED = 1000, 32, 12
 
 
 class OutOfTime(Exception):
@@ -354,9 +358,20 @@ class Bootstrap:
                 metrics=self.gate(),
             ),
         )  # fmt: skip
+        ship(draft, self.questioner(load_release(draft)))
         shutil.rmtree(out, ignore_errors=True)
         draft.rename(out)
         return out
+
+    def questioner(self, release: Release) -> Questioner:
+        """Of training people's choices, nobody's hidden taste."""
+        crowd = people("train", min(CROWD, self.budget.people))
+        rng = np.random.default_rng(_QUESTION_SEED)
+        chosen = PairSampler(self.pool()).draw(crowd, CHOICES_OF_EACH, rng)
+        return fit_questioner(
+            release, release.load_encoder(), self.features("train").flatten(1).float().numpy(),
+            *chosen, pictures=self.budget.question_pictures,
+        )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
         found = {"world": FROZEN, "seed": self.seed, "bf16": self.bf16, "budget": vars(self.budget)}

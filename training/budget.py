@@ -26,6 +26,7 @@ class Budget:
     adapter_batch: int = 24
     population_steps: int = 1_200
     gate_pairs: int = 1_024  # held-out choices that the gate's figure counts
+    question_pictures: int = 320  # drawn to see how pictures answer to the embedding
     report_users: int = 200  # dev people of the report at the end
 
 
@@ -34,7 +35,7 @@ BUDGETS = {
     "tiny": Budget(
         pool=1_000, dev_pool=500, autoencoder_steps=40, decoder_steps=15, look_steps=120,
         base_steps=40, base_batch=16, profile_steps=120, people=200, readings=3, adapter_steps=15,
-        population_steps=5, gate_pairs=64, report_users=4,
+        population_steps=5, gate_pairs=64, question_pictures=16, report_users=4,
     ),
     "cuda": Budget(
         pool=60_000, autoencoder_steps=8_000, autoencoder_batch=32, decoder_steps=8_000,

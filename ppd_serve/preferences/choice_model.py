@@ -130,8 +130,8 @@ class ChoiceModel:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ReleaseError(f"choice model: {error}") from error
-        if set(tensors) != set(_TENSORS):
-            raise ReleaseError(f"choice model: expected {', '.join(_TENSORS)}")
+        if missing := set(_TENSORS) - set(tensors):
+            raise ReleaseError(f"choice model: no {', '.join(sorted(missing))}")
         projection, mean, covariance = (tensors[name] for name in _TENSORS)
         d = mean.size
         if (mean.shape, covariance.shape, projection.shape[1:]) != ((d,), (d, d), (d,)):

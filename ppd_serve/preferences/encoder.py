@@ -36,6 +36,7 @@ from transformers import (
 
 from ppd_serve.errors import ReleaseError
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.preferences.picture_states import picture_states
 from ppd_serve.preferences.prompt import Choice, FewShotPrompt
 from ppd_serve.preferences.transform import BetweenUserTransform
 
@@ -90,6 +91,7 @@ class Encoder:
         self.rows, _, self.dim = transform.matrix.shape
         self._cache: OrderedDict[str, tuple[Array, str | None]] = OrderedDict()
         self._cache_chunks = cache_chunks
+        self._seen: OrderedDict[bytes, Array] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -137,6 +139,16 @@ class Encoder:
         weights = np.array([len(chunk) for chunk in chunks], np.float32)
         state = np.average([r[0] for r in readings], axis=0, weights=weights)
         return Reading(self.transform(state), readings[-1][1])
+
+    def look(self, picture: bytes) -> Array:
+        """The image tower's states of an encoded picture, ``[PARTS · width]``."""
+        key = hashlib.sha256(picture).digest()
+        with self._lock:
+            if key not in self._seen:
+                self._seen[key] = picture_states(self.model, self.processor, _open(picture))
+                while len(self._seen) > self._cache_chunks * 2 * CHUNK:
+                    self._seen.popitem(last=False)
+            return self._seen[key]
 
     def _read_cached(self, chunk: Sequence[Pair]) -> tuple[Array, str | None]:
         key = _content_key(chunk)

@@ -18,10 +18,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from ppd_serve.errors import ReleaseError
 from ppd_serve.preferences.encoder import Encoder, EncoderConfig, embedding_space
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.preferences.picture_states import PARTS
 from ppd_serve.preferences.prompt import Choice
 from ppd_serve.preferences.transform import BetweenUserTransform
 from tests.tiny_encoder import DIM, ROWS, WIDTH, make_tiny_encoder, random_choice
 from tests.tiny_release import byte_tokenizer
+from training import vlm
+from training.autoencoder import to_input
+from training.data.world import SIDE
 
 
 @pytest.fixture(scope="module")
@@ -375,3 +379,34 @@ def test_llava_reads_pairs_too(llava: Path, pairs: list[Pair], counted: Counted)
     assert one.shape == (1, WIDTH)
     assert not np.allclose(one, other, atol=1e-4)
     assert np.isfinite(encoder.embed(pairs[:6]).embedding).all()
+
+
+def test_llava_looks_at_pictures_too(llava: Path, pairs: list[Pair]) -> None:
+    encoder = Encoder.load(llava)
+    width = encoder.model.config.text_config.hidden_size
+    assert encoder.look(pairs[0].preferred).shape == (PARTS * width,)
+
+
+def test_a_picture_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any words: the same picture, the same states; another picture, others."""
+    rng = np.random.default_rng(5)
+    one, other = (png(random_choice(rng)[1]) for _ in range(2))
+    seen = encoder.look(one)
+    assert seen.shape == (PARTS * WIDTH,) and seen.dtype == np.float32
+    assert not np.allclose(seen, encoder.look(other))
+
+    def no_more(*_: object) -> None:
+        raise AssertionError("looked again")
+
+    monkeypatch.setattr("ppd_serve.preferences.encoder.picture_states", no_more)
+    np.testing.assert_array_equal(encoder.look(one), seen)
+
+
+def test_parts_are_means_over_the_models_own_picture_tokens(directory: Path) -> None:
+    """The studio's four tokens are its four parts, as the training reads them."""
+    encoder = Encoder.load(directory)
+    picture = random_choice(np.random.default_rng(6))[1].resize((SIDE, SIDE))
+    pixels = to_input(np.asarray(picture)[None])
+    with torch.no_grad():
+        tokens = vlm.image_features(encoder.model, pixels)[0]
+    np.testing.assert_allclose(encoder.look(png(picture)), tokens.flatten(), atol=1e-5)
