@@ -213,3 +213,21 @@ class AnswerUserRecord(Record):
     route: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class KeyRecord(Record):
+    """An API key. ``digest`` is all that is kept of the key itself; ``scopes`` are words with
+    spaces between; ``revoked`` is when."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    project: Mapped[str]
+    scopes: Mapped[str]
+    name: Mapped[str]
+    rate_per_minute: Mapped[int | None]
+    concurrency: Mapped[int | None]
+    created: Mapped[float]
+    expires: Mapped[float | None]
+    revoked: Mapped[float | None]

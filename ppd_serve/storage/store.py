@@ -19,6 +19,7 @@ from ppd_serve.storage.blobs import Blobs
 from ppd_serve.storage.database import Database, storage_errors
 from ppd_serve.storage.embeddings import EmbeddingStore
 from ppd_serve.storage.generations import GenerationStore
+from ppd_serve.storage.keys import KeyStore
 from ppd_serve.storage.owners import open_owners
 from ppd_serve.storage.pairs import PairStore
 from ppd_serve.storage.records import AnswerRecord, GenerationRecord
@@ -70,9 +71,9 @@ __all__ = [
 ]
 
 
-class Store(PairStore, EmbeddingStore, GenerationStore, UnreadStore):
+class Store(PairStore, EmbeddingStore, GenerationStore, UnreadStore, KeyStore):
     """Open it with ``Store.open``. Its methods are in the files named after what they keep:
-    users, pairs, embeddings, images, answers (idempotency), generations."""
+    users, pairs, embeddings, images, answers (idempotency), generations, keys."""
 
     @classmethod
     def open(
