@@ -1,4 +1,4 @@
-"""``ppd``: serve, doctor, release."""
+"""``ppd``: serve, doctor, keys, release."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
+from ppd_serve import keys_cli
+from ppd_serve.cli_settings import ConfigOption, DataOption, given_settings
 from ppd_serve.errors import PPDError
 from ppd_serve.manifest import read_manifest
-from ppd_serve.settings import Settings
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 release = typer.Typer(help="Look at a release directory.", no_args_is_help=True)
+app.add_typer(keys_cli.app, name="keys")
 app.add_typer(release, name="release")
 
 DirectoryArg = Annotated[Path, typer.Argument(help="A release directory.")]
@@ -24,28 +25,17 @@ DirectoryArg = Annotated[Path, typer.Argument(help="A release directory.")]
 
 @app.command()
 def serve(
-    config: Annotated[
-        Path | None, typer.Option(help="A Ray Serve config; its args are our settings.")
-    ] = None,
+    config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where users and pictures are kept.")] = None,
+    data: DataOption = None,
 ) -> None:
     """Start the server and stay until SIGINT or SIGTERM. Prints `ready http://…` when it is."""
-    from ppd_serve.launch import launch, read_config
+    from ppd_serve.launch import launch
 
-    flags = {"host": host, "port": port, "data": data}
+    settings = given_settings(config, host=host, port=port, data=data)
     try:
-        settings = Settings.load(
-            read_config(config) if config else {},
-            {name: value for name, value in flags.items() if value is not None},
-        )
         read_manifest(settings.release)
-    except ValidationError as error:
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"]) or "settings"
-            typer.echo(f"{where}: {item['msg']}", err=True)
-        raise typer.Exit(2) from None
     except (PPDError, OSError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

@@ -9,6 +9,7 @@ PPDError
 ├── NotAcceptable           406  nothing that ``Accept`` names can be given
 ├── Conflict                409  the same key is running, a picture is in use, another answer
 ├── TooLarge                413
+├── LimitExceeded           429  too much for this key just now; carries ``retry_after`` seconds
 ├── Unavailable             503  carries ``retry_after`` seconds
 │   ├── QueueFull           503
 │   ├── EncoderUnavailable  503
@@ -86,6 +87,15 @@ class Conflict(PPDError):
 
 class TooLarge(PPDError):
     type, title, status = "too-large", "Request body too large", 413
+
+
+class LimitExceeded(PPDError):
+    type, title, status = "limit-exceeded", "More than this key may do", 429
+
+    def __init__(
+        self, detail: str = "", *, field: str | None = None, retry_after: float | None = 1.0
+    ) -> None:
+        super().__init__(detail, field=field, retry_after=retry_after)
 
 
 class Unavailable(PPDError):

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,10 +55,10 @@ def read_config(file: Path) -> dict[str, Any]:
 def launch(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``PPDError``, ``RuntimeError`` or ``OSError`` when the
     server can't start."""
-    if not (settings.api_keys or settings.allow_unauthenticated or is_loopback(settings.host)):
+    if not (settings.allow_unauthenticated or is_loopback(settings.host) or _has_keys(settings)):
         raise PPDError(
-            f"without api_keys, {settings.host} is refused: only loopback is served "
-            "(allow_unauthenticated: true lifts this)"
+            f"without API keys, {settings.host} is refused: only loopback is served (make one with "
+            "ppd keys create; allow_unauthenticated: true lifts this)"
         )
     stop = threading.Event()
 
@@ -88,6 +89,15 @@ def launch(settings: Settings) -> None:
         stop.set()
         serve_app.stop(settings)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _has_keys(settings: Settings) -> bool:
+    if settings.api_keys:
+        return True
+    from ppd_serve.storage.store import Store
+
+    with closing(Store.open(settings.database, settings.blobs)) as store:
+        return bool(store.keys())
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:

@@ -20,6 +20,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from ppd_serve.keys import is_project
+
 STUDIO = Path(__file__).parent / "assets" / "studio"
 CORES = os.cpu_count() or 1
 
@@ -55,8 +57,9 @@ class Settings(BaseSettings):
 
     data: directory for the database, pictures and the index, unless ``database_url`` and
     ``blob_url`` (fsspec) say otherwise. cors_origins: web pages that may call from a browser, as
-    ``https://host``, or ``*`` for all. api_keys: key → project. link_secret: signs picture links;
-    made and kept in ``data`` if not given. encode_wait_s: how long a call waits for the encoder.
+    ``https://host``, or ``*`` for all. api_keys: key → project, beside those
+    of ``ppd keys``; never stored, they may do everything. link_secret: signs picture links; made
+    and kept in ``data`` if not given. encode_wait_s: how long a call waits for the encoder.
     drain_s: how long a stopping server waits for what is being drawn. ray_address: a running
     cluster; without one, a private Ray is started.
     """
@@ -117,7 +120,7 @@ class Settings(BaseSettings):
         for key, project in keys.items():
             if len(key) < 16:
                 raise ValueError("a key needs at least 16 characters")
-            if not project.replace("-", "").replace("_", "").isalnum() or not project.isascii():
+            if not is_project(project):
                 raise ValueError("a project is letters, digits, - and _")
         return keys
 

@@ -79,9 +79,9 @@ def test_keys_are_not_printed() -> None:
     assert "k" * 20 not in repr(settings) and "hush" not in repr(settings)
 
 
-def test_only_loopback_without_keys() -> None:
+def test_only_loopback_without_keys(tmp_path: Path) -> None:
     with pytest.raises(PPDError, match="allow_unauthenticated"):
-        launch(Settings.load({"host": "0.0.0.0"}))
+        launch(Settings.load({"host": "0.0.0.0", "data": tmp_path}))
 
 
 def test_the_shipped_config_is_ours() -> None:

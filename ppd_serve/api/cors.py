@@ -18,6 +18,8 @@ READ = (
     "Generation-Id",
     "Location",
     "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "X-PPD-Personalized",
     "X-Request-ID",

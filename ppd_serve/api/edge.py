@@ -70,6 +70,7 @@ class _Exchange:
         self.request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
         headers = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
         scope["headers"] = [*headers, (b"x-request-id", self.request_id.encode())]
+        scope.setdefault("state", {})  # ours, however often what is inside copies the scope
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -101,6 +102,7 @@ class _Exchange:
                 return
             del headers["x-request-id"]
             headers["x-request-id"] = self.request_id
+            headers.update(self.scope["state"].get("headers", {}))
             self.answering = True
         await self._send(message)
 

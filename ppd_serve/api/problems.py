@@ -6,6 +6,7 @@ a picture or a prompt has no business in a log of errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,13 +16,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from ppd_serve.api import usage
 from ppd_serve.api.inlined import inlined
 from ppd_serve.api.schemas import Problem
 from ppd_serve.errors import PPDError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:ppd:problem:"
-COMMON = (400, 401, 403, 413, 422, 500, 503)  # what any route may answer
+COMMON = (400, 401, 403, 413, 422, 429, 500, 503)  # what any route may answer
 OPENAI = "/v1/"  # below it, errors are said as OpenAI's clients read them
 _PROBLEM = inlined(Problem)
 
@@ -34,7 +36,7 @@ def problem(error: PPDError, path: str = "/") -> JSONResponse:
     """The answer to an error that was raised on purpose, at a path."""
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return _answer(path, document(error), headers)
@@ -48,15 +50,16 @@ def document(error: PPDError) -> dict[str, Any]:
 
 def openai_error(document: dict[str, Any]) -> dict[str, Any]:
     """A problem document as OpenAI's error object."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "requests"}
     status = document["status"]
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    code = document["type"].removeprefix(TYPE_PREFIX)
     return {
         "error": {
             "message": document["detail"],
             "type": kind,
             "param": document.get("field"),
-            "code": document["type"].removeprefix(TYPE_PREFIX),
+            "code": "rate_limit_exceeded" if status == 429 else code,
         }
     }
 
@@ -84,6 +87,8 @@ def documented(
         for status in sorted({*COMMON, *statuses})
     }
     wait = {"description": "Seconds", "required": True, "schema": {"type": "string"}}
+    told = {"schema": {"type": "string"}}
+    found[429]["headers"] = {"Retry-After": wait, **dict.fromkeys(usage.HEADERS, told)}
     found[503]["headers"] = {"Retry-After": wait}
     return found
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Protocol
 
 from fastapi import Depends, Request
 
-from ppd_serve.api.auth import Access
+from ppd_serve.api.auth import Access, Keys
 from ppd_serve.api.events import Drawn, Format, Listener, Painted
 from ppd_serve.api.schemas import (
     EmbeddingOut,
@@ -25,6 +25,7 @@ from ppd_serve.api.schemas import (
     UserOut,
     UserUsed,
 )
+from ppd_serve.api.usage import Slot
 from ppd_serve.errors import PPDError
 from ppd_serve.storage.values import Idempotency
 
@@ -92,19 +93,35 @@ class Recorded:
 
 class Generations(Protocol):
     """The first three begin a drawing and raise whatever keeps the engine from taking it. With a
-    key, the same call joins the drawing, or gets its answer."""
+    key, the same call joins the drawing, or gets its answer. The drawing holds the ``slot`` until
+    it ends."""
 
-    async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
+    async def draw(
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
+    ) -> Drawn:
         """Wait for the end. Being cancelled stops the drawing, unless a key was given."""
 
     async def stream(
-        self, project: str, body: GenerateIn, idempotency: Idempotency | None, previews: int
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        previews: int,
+        slot: Slot | None = None,
     ) -> Watched:
         """Listen, with so many previews of each picture. When nobody listens any more the drawing
         stops, unless a key was given."""
 
     async def submit(
-        self, project: str, body: GenerateIn, idempotency: Idempotency | None
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
     ) -> Recorded:
         """It goes on by itself."""
 
@@ -138,6 +155,7 @@ class Services:
     generations: Generations
     status: Status
     access: Access
+    keys: Keys
     running: AbstractAsyncContextManager[None]
 
 

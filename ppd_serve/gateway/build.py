@@ -14,6 +14,7 @@ from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.generations import DrawingService
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.images import ImageService
+from ppd_serve.gateway.keys import KnownKeys
 from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
 from ppd_serve.gateway.preferences import PreferenceService
 from ppd_serve.gateway.records import Records
@@ -81,5 +82,6 @@ def build_services(
         ),
         status=status,
         access=access,
+        keys=KnownKeys(store, db),
         running=running(),
     )

@@ -7,6 +7,7 @@ import asyncio
 from ppd_serve.api.events import PREVIEWS, Done, Drawn, Event, Failed, Format
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
+from ppd_serve.api.usage import Slot
 from ppd_serve.errors import Cancelled, InvalidInput, PPDError
 from ppd_serve.gateway.drawing import Drawing, Easel, as_ours
 from ppd_serve.gateway.event_log import EventListener, EventLog
@@ -38,8 +39,14 @@ class DrawingService:
         self._diffuser, self._release = diffuser, release
         self._keyed: dict[tuple[str, Idempotency], Drawing] = {}
 
-    async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
-        _, listener = self._begin(project, body, idempotency, previews=None)
+    async def draw(
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
+    ) -> Drawn:
+        _, listener = self._begin(project, body, idempotency, slot, previews=None)
         try:
             async for _, event in listener:
                 if isinstance(event, Done):
@@ -51,9 +58,14 @@ class DrawingService:
             listener.close()
 
     async def stream(
-        self, project: str, body: GenerateIn, idempotency: Idempotency | None, previews: int
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        previews: int,
+        slot: Slot | None = None,
     ) -> Watched:
-        drawing, listener = self._begin(project, body, idempotency, previews)
+        drawing, listener = self._begin(project, body, idempotency, slot, previews)
         try:
             return await _accepted(drawing, listener)
         except BaseException:
@@ -61,9 +73,13 @@ class DrawingService:
             raise
 
     async def submit(
-        self, project: str, body: GenerateIn, idempotency: Idempotency | None
+        self,
+        project: str,
+        body: GenerateIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
     ) -> Recorded:
-        drawing, listener = self._begin(project, body, idempotency, PREVIEWS, kept=True)
+        drawing, listener = self._begin(project, body, idempotency, slot, PREVIEWS, kept=True)
         try:
             watched = await _accepted(drawing, listener)
         finally:
@@ -114,6 +130,7 @@ class DrawingService:
         project: str,
         body: GenerateIn,
         idempotency: Idempotency | None,
+        slot: Slot | None,
         previews: int | None,
         kept: bool = False,
     ) -> tuple[Drawing, EventListener]:
@@ -128,10 +145,14 @@ class DrawingService:
         listener = drawing.log.listen()
         if idempotency is not None:
             self._keyed[project, idempotency] = drawing
-        self._tasks.start(self._run(project, drawing, idempotency))
+        slot = slot or Slot()
+        slot.hold()
+        self._tasks.start(self._run(project, drawing, idempotency, slot))
         return drawing, listener
 
-    async def _run(self, project: str, drawing: Drawing, idempotency: Idempotency | None) -> None:
+    async def _run(
+        self, project: str, drawing: Drawing, idempotency: Idempotency | None, slot: Slot
+    ) -> None:
         end: Event
         try:
             if idempotency is None:
@@ -145,6 +166,7 @@ class DrawingService:
         finally:
             if idempotency is not None:
                 del self._keyed[project, idempotency]
+            slot.release()  # first: who hears of the end may draw again
             drawing.log.append(end)
 
     async def _draw_once(self, project: str, drawing: Drawing, idempotency: Idempotency) -> Drawn:

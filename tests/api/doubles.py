@@ -23,7 +23,9 @@ from ppd_serve.api.events import (
 )
 from ppd_serve.api.images import check_image, decode_base64
 from ppd_serve.api.services import Recorded, Services, Watched
+from ppd_serve.api.usage import Slot
 from ppd_serve.errors import Cancelled, GenerationFailed, NotFound, PPDError
+from ppd_serve.keys import ApiKey
 from ppd_serve.storage.values import Idempotency
 
 CURRENT = schemas.EmbeddingState(space="s", version=1, pairs_used=1, status="current")
@@ -135,7 +137,11 @@ class MemoryGenerations(Memory):
     log: Sequence[Event] | None = None
 
     async def draw(
-        self, project: str, body: schemas.GenerateIn, idempotency: Idempotency | None
+        self,
+        project: str,
+        body: schemas.GenerateIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
     ) -> Drawn:
         self._check("draw", body)
         images = [Painted(n, f"g{n}", (body.seed or 0) + n, png()) for n in range(body.n)]
@@ -147,13 +153,18 @@ class MemoryGenerations(Memory):
         body: schemas.GenerateIn,
         idempotency: Idempotency | None,
         previews: int,
+        slot: Slot | None = None,
     ) -> Watched:
         drawn = await self.draw(project, body, idempotency)
         log = self.log or [Queued(0), Step(0, 1, 1), *drawn.images, Done(drawn)]
         return Watched(drawn.id, [], body.response_format, MemoryListener(log))
 
     async def submit(
-        self, project: str, body: schemas.GenerateIn, idempotency: Idempotency | None
+        self,
+        project: str,
+        body: schemas.GenerateIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
     ) -> Recorded:
         await self.draw(project, body, idempotency)
         return Recorded("gen1", "queued", 1, "studio", [], [], {}, None)
@@ -207,6 +218,16 @@ class MemoryStatus(Memory):
         return self.parts
 
 
+class MemoryKeys:
+    """``stored``: a test may put keys in, by digest."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, ApiKey] = {}
+
+    async def known(self) -> dict[str, ApiKey]:
+        return self.stored
+
+
 def memory(keys: dict[str, str] | None = None) -> Services:
     return Services(
         users=MemoryUsers(),
@@ -215,6 +236,7 @@ def memory(keys: dict[str, str] | None = None) -> Services:
         generations=MemoryGenerations(),
         status=MemoryStatus(),
         access=Access(b"secret", keys),
+        keys=MemoryKeys(),
         running=nullcontext(),  # type: ignore[arg-type]
     )
 

@@ -42,7 +42,7 @@ async def test_every_error_class_becomes_its_problem(
     services.users.error = cls("why", field="where")  # type: ignore[attr-defined]
     response = await http.get("/users/ann")
     is_problem(response, cls.status, cls.type, "where")
-    assert ("retry-after" in response.headers) == (cls.status == 503)
+    assert ("retry-after" in response.headers) == (cls.status in (429, 503))
 
 
 async def test_a_bug_tells_nothing_about_itself(
@@ -213,7 +213,10 @@ async def test_every_route_documents_its_errors(services: Services) -> None:
     schema = create_app(services).openapi()
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
-            assert {"422", "500", "503"} <= set(route["responses"]), (method, path)
+            assert {"401", "403", "422", "429", "500", "503"} <= set(route["responses"]), (
+                method,
+                path,
+            )
             kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
             for status, answer in route["responses"].items():
                 if int(status) >= 400:
@@ -224,3 +227,5 @@ async def test_every_route_documents_its_errors(services: Services) -> None:
                         assert content.get("schema") or content["itemSchema"]
             assert "$defs" not in json.dumps(route)
             assert "Retry-After" in route["responses"]["503"]["headers"]
+            told = set(route["responses"]["429"]["headers"])
+            assert told == {"Retry-After", "RateLimit", "RateLimit-Policy"}

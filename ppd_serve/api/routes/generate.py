@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from ppd_serve.api import sse
 from ppd_serve.api.accept import choose
-from ppd_serve.api.auth import Project
+from ppd_serve.api.auth import Drawing
 from ppd_serve.api.events import PREVIEWS, Format
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.problems import documented
@@ -44,17 +44,18 @@ async def generate(
     body: GenerateIn,
     request: Request,
     response: Response,
-    project: Project,
+    caller: Drawing,
     services: ServicesDep,
     idempotency: IdempotencyDep,
     prefer: Annotated[str, Header()] = "",
 ) -> GenerationOut | Response:
     """Draw for one user, a blend of up to four, or nobody."""
+    project, slot = caller.project, caller.slot
     rendering = Rendering(request, project, services)
     accept = request.headers.get("accept", "")
     if body.stream:
         choose(accept, ["text/event-stream", "application/json"])  # the body has chosen already
-        watched = await services.generations.stream(project, body, idempotency, PREVIEWS)
+        watched = await services.generations.stream(project, body, idempotency, PREVIEWS, slot)
         return sse.EventStream(
             watched.entries,
             lambda entry: rendering.event(entry, watched.response_format),
@@ -62,7 +63,7 @@ async def generate(
         )
     if "respond-async" in _preferences(prefer):
         choose(accept, ["application/json"])
-        recorded = await services.generations.submit(project, body, idempotency)
+        recorded = await services.generations.submit(project, body, idempotency, slot)
         told = (await rendering.record(recorded)).model_dump_json()
         headers = {
             "Generation-Id": recorded.id,
@@ -73,7 +74,7 @@ async def generate(
     kind = choose(accept, ["application/json", *PICTURES])
     if kind in PICTURES and body.n != 1:
         raise InvalidInput(f"Accept: {kind} gives one picture", field="n")
-    drawn = await services.generations.draw(project, body, idempotency)
+    drawn = await services.generations.draw(project, body, idempotency, slot)
     headers = {"Generation-Id": drawn.id}
     if kind in PICTURES:
         png = await rendering.png(drawn.images[0])

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from ppd_serve.api import sse
-from ppd_serve.api.auth import Project
+from ppd_serve.api.auth import Drawing
 from ppd_serve.api.problems import documented
 from ppd_serve.api.rendering import EVENTS, Rendering
 from ppd_serve.api.schemas import GenerationRecordOut, Id
@@ -20,11 +20,11 @@ _STREAM = {"description": "What happens, as it happens", "content": sse.document
 
 @router.get("", responses=documented(404))
 async def get_generation(
-    generation_id: Id, request: Request, project: Project, services: ServicesDep
+    generation_id: Id, request: Request, caller: Drawing, services: ServicesDep
 ) -> GenerationRecordOut:
     """How far it is, with the pictures that are finished."""
-    recorded = await services.generations.get(project, generation_id)
-    return await Rendering(request, project, services).record(recorded)
+    recorded = await services.generations.get(caller.project, generation_id)
+    return await Rendering(request, caller.project, services).record(recorded)
 
 
 @router.get(
@@ -35,14 +35,14 @@ async def get_generation(
 async def listen_to_generation(
     generation_id: Id,
     request: Request,
-    project: Project,
+    caller: Drawing,
     services: ServicesDep,
     last: Annotated[int, Header(alias="Last-Event-ID", ge=0, lt=2**53)] = 0,
 ) -> sse.EventStream:
     """From the beginning, or from where a broken connection ended. Once it is over, the pictures
     and the end are told again."""
-    watched = await services.generations.events(project, generation_id, last)
-    rendering = Rendering(request, project, services)
+    watched = await services.generations.events(caller.project, generation_id, last)
+    rendering = Rendering(request, caller.project, services)
     return sse.EventStream(
         watched.entries,
         lambda entry: rendering.event(entry, watched.response_format),
@@ -52,8 +52,8 @@ async def listen_to_generation(
 
 @router.delete("", status_code=202, responses=documented(404))
 async def cancel_generation(
-    generation_id: Id, request: Request, project: Project, services: ServicesDep
+    generation_id: Id, request: Request, caller: Drawing, services: ServicesDep
 ) -> GenerationRecordOut:
     """Stop it at the next step. One that has ended stays as it is."""
-    recorded = await services.generations.cancel(project, generation_id)
-    return await Rendering(request, project, services).record(recorded)
+    recorded = await services.generations.cancel(caller.project, generation_id)
+    return await Rendering(request, caller.project, services).record(recorded)

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from ppd_serve.api.auth import Project, access, project
+from ppd_serve.api.auth import Credentials, Project, access, admitted
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.problems import documented
 from ppd_serve.api.schemas import Id, ImageOut
 from ppd_serve.api.services import ServicesDep
 from ppd_serve.errors import Forbidden
+from ppd_serve.keys import Scope
 
 router = APIRouter(prefix="/images", tags=["images"])
 
@@ -41,6 +42,7 @@ async def get_image(
     image_id: Id,
     request: Request,
     services: ServicesDep,
+    credentials: Credentials,
     link_project: Annotated[Id | None, Query(alias="project")] = None,
     expires: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     signature: Annotated[str | None, Query(max_length=64)] = None,
@@ -50,10 +52,10 @@ async def get_image(
         if link_project is None or expires is None:
             raise Forbidden("This link is incomplete")
         access(request).check_link(link_project, image_id, expires, signature)
-        owner = link_project
+        data, media_type = await services.images.read(link_project, image_id)
     else:
-        owner = project(request)
-    data, media_type = await services.images.read(owner, image_id)
+        async with admitted(request, credentials, frozenset({Scope.READ})) as caller:
+            data, media_type = await services.images.read(caller.project, image_id)
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
     return Response(data, media_type=media_type, headers=headers)
 

@@ -9,7 +9,7 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from ppd_serve.api import sse
-from ppd_serve.api.auth import Project
+from ppd_serve.api.auth import Common, Drawing
 from ppd_serve.api.events import Entry, Failed, Painted, Preview
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.inlined import inlined
@@ -63,7 +63,7 @@ async def openai_images(
     body: OpenAIImagesIn,
     request: Request,
     response: Response,
-    project: Project,
+    caller: Drawing,
     services: ServicesDep,
     idempotency: IdempotencyDep,
 ) -> OpenAIImagesOut | Response:
@@ -71,6 +71,7 @@ async def openai_images(
     release = await _release(services)
     if body.model not in (None, release.name):
         raise NotFound("There is no such model", field="model")
+    project, slot = caller.project, caller.slot
     rendering = Rendering(request, project, services)
     wanted, size = await _wanted(project, body, release, services)
     form = body.output_format or "png"
@@ -80,7 +81,7 @@ async def openai_images(
 
     if body.stream:
         partials = body.partial_images or 0
-        watched = await services.generations.stream(project, wanted, idempotency, partials)
+        watched = await services.generations.stream(project, wanted, idempotency, partials, slot)
         told: dict[int, int] = {}  # picture → its partial images so far
 
         async def write(entry: Entry) -> sse.Said | None:
@@ -107,7 +108,7 @@ async def openai_images(
         headers = {"Generation-Id": watched.id, PERSONALIZED: str(personal).lower()}
         return sse.EventStream(watched.entries, write, headers)
 
-    drawn = await services.generations.draw(project, wanted, idempotency)
+    drawn = await services.generations.draw(project, wanted, idempotency, slot)
     personal = any(user.personalized for user in drawn.users)
     response.headers.update({"Generation-Id": drawn.id, PERSONALIZED: str(personal).lower()})
     images = [
@@ -159,13 +160,13 @@ async def _release(services: Services) -> ReleaseOut:
 
 
 @router.get("/models", responses=_documented())
-async def openai_models(project: Project, services: ServicesDep) -> OpenAIModels:
+async def openai_models(project: Common, services: ServicesDep) -> OpenAIModels:
     """The release in use."""
     return OpenAIModels(data=[OpenAIModel(id=(await _release(services)).name)])
 
 
 @router.get("/models/{model}", responses=_documented(404))
-async def openai_model(model: str, project: Project, services: ServicesDep) -> OpenAIModel:
+async def openai_model(model: str, project: Common, services: ServicesDep) -> OpenAIModel:
     """The release in use, by its name."""
     if model != (await _release(services)).name:
         raise NotFound("There is no such model", field="model")

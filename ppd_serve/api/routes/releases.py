@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ppd_serve.api.auth import Project
+from ppd_serve.api.auth import Common
 from ppd_serve.api.problems import documented
 from ppd_serve.api.schemas import ReleasesOut
 from ppd_serve.api.services import ServicesDep
@@ -13,6 +13,6 @@ router = APIRouter(tags=["releases"])
 
 
 @router.get("/releases", responses=documented())
-async def get_releases(project: Project, services: ServicesDep) -> ReleasesOut:
+async def get_releases(project: Common, services: ServicesDep) -> ReleasesOut:
     """The release in use, its sizes, samplers and limits."""
     return await services.status.releases()
