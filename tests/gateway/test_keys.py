@@ -1,4 +1,4 @@
-"""Keys of a real store at a running gateway: soon known, soon forgotten, and what counts as work."""
+"""Keys of a real store at a running gateway: soon known, soon forgotten; what counts as work."""
 
 from __future__ import annotations
 

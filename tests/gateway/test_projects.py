@@ -127,6 +127,22 @@ async def test_a_strangers_id_is_one_that_never_was(
     assert own.status_code < 300, own.text  # so that what was refused above was hers indeed
 
 
+async def test_a_running_drawing_is_ones_own(clients: tuple[Client, Client], house: House) -> None:
+    owner, stranger = clients
+    house.diffuser.gate.clear()
+    later = {"Prefer": "respond-async"}
+    taken = await owner("POST", "/generate", {}, {"prompt": "a"}, **later)
+    hers = {"generation_id": taken.json()["id"]}
+    for method, path in ROUTES:
+        if path.startswith("/generations/"):
+            answer = await stranger(method, path, hers)
+            assert answer.status_code == 404
+            assert told(answer, hers) == told(await stranger(method, path, NEVER), NEVER)
+    house.diffuser.gate.set()
+    heard = await owner("GET", "/generations/{generation_id}/events", hers)
+    assert "event: done" in heard.text
+
+
 async def test_neighbours_are_of_ones_own(clients: tuple[Client, Client], house: House) -> None:
     house.encoder.values = np.ones((1, 4), np.float32)  # all of one taste
     for client, names in zip(clients, (("ann", "amy"), ("ann", "bob", "ben")), strict=True):
