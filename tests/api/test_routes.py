@@ -13,6 +13,7 @@ import pytest
 from ppd_serve.api import auth
 from ppd_serve.api.app import create_app
 from ppd_serve.api.services import Services
+from ppd_serve.keys import ApiKey, digest
 from tests.api.doubles import memory, png
 
 
@@ -139,3 +140,8 @@ async def test_without_keys_only_loopback_is_served() -> None:
         for host, status in {"127.0.0.1": 201, "10.0.0.7": 403, "[::1]": 201}.items():
             assert (await http.put(f"http://{host}/users/u{len(host)}")).status_code == status
             assert (await http.get(f"http://{host}/healthz")).status_code == 200
+        services.keys.stored[digest("key-a")] = ApiKey("a", "default")  # type: ignore[attr-defined]
+        for host in ("127.0.0.1", "10.0.0.7"):
+            assert (await http.put(f"http://{host}/users/ann")).status_code == 401
+            with_key = await http.put(f"http://{host}/users/ann", headers=bearer("key-a"))
+            assert with_key.status_code in (200, 201)
