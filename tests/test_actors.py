@@ -199,8 +199,8 @@ async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     await part.beat()  # it may take its time
     reader.go_on.set()
-    values, profile = await reading
-    assert (values[0, 0], profile) == (9, "warm")
+    read = await reading
+    assert (read.values[0, 0], read.profile, read.bits) == (9, "warm", None)
     await part.beat()
     assert reader.read == [1, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
 

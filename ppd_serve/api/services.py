@@ -16,17 +16,24 @@ from ppd_serve.api.auth import Access
 from ppd_serve.api.events import Drawn, Format, Listener, Painted
 from ppd_serve.api.schemas import (
     EmbeddingOut,
+    EmbeddingVersionsOut,
+    FeedbackIn,
+    FeedbackOut,
     GenerateIn,
     NeighborsOut,
     PairsOut,
     PreferencesIn,
     PreferencesOut,
+    QuestionIn,
     ReleasesOut,
+    TasteCodeIn,
+    TasteCodeOut,
+    TasteCodesOut,
     UserOut,
     UserUsed,
 )
 from ppd_serve.errors import PPDError
-from ppd_serve.storage.values import Idempotency
+from ppd_serve.storage.values import Choice, Idempotency
 
 
 class Users(Protocol):
@@ -38,7 +45,11 @@ class Users(Protocol):
     async def delete(self, project: str, user_id: str) -> None:
         """Forget everything, and stop what is being drawn for the user."""
 
-    async def embedding(self, project: str, user_id: str) -> EmbeddingOut: ...
+    async def embedding(self, project: str, user_id: str, version: int | None) -> EmbeddingOut: ...
+
+    async def embeddings(
+        self, project: str, user_id: str, cursor: str | None, limit: int
+    ) -> EmbeddingVersionsOut: ...
 
     async def neighbors(self, project: str, user_id: str, k: int) -> NeighborsOut: ...
 
@@ -54,6 +65,47 @@ class Preferences(Protocol):
     ) -> PairsOut: ...
 
     async def delete(self, project: str, user_id: str, pair_id: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question; ``left`` and ``right`` are ids of pictures."""
+
+    question_id: str
+    prompt: str
+    left: str
+    right: str
+
+
+class Questions(Protocol):
+    async def ask(
+        self, project: str, user_id: str, body: QuestionIn, idempotency: Idempotency | None
+    ) -> Asked:
+        """Draw what would tell most. Being cancelled stops it, unless a key was given."""
+
+    async def answer(
+        self, project: str, user_id: str, question_id: str, choice: Choice
+    ) -> PreferencesOut:
+        """Commit, wait a little for the encoder."""
+
+
+class Feedback(Protocol):
+    async def put(
+        self, project: str, user_id: str, body: FeedbackIn, idempotency: Idempotency | None
+    ) -> FeedbackOut: ...
+
+    async def delete(self, project: str, user_id: str, feedback_id: str) -> None: ...
+
+
+class TasteCodes(Protocol):
+    async def add(
+        self, project: str, user_id: str, body: TasteCodeIn, idempotency: Idempotency | None
+    ) -> TasteCodeOut: ...
+
+    async def list(self, project: str, user_id: str) -> TasteCodesOut: ...
+
+    async def delete(self, project: str, user_id: str, code: str) -> None:
+        """Withdraw it, and stop what is being drawn with it."""
 
 
 class Images(Protocol):
@@ -134,6 +186,9 @@ class Services:
 
     users: Users
     preferences: Preferences
+    questions: Questions
+    feedback: Feedback
+    taste_codes: TasteCodes
     images: Images
     generations: Generations
     status: Status
