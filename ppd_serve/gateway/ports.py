@@ -14,7 +14,6 @@ import numpy as np
 from ppd_serve.api.events import Format, Preview, Queued, Step
 from ppd_serve.preferences.pairs import Pair
 
-
 Users = Sequence[tuple[np.ndarray, float]]  # (embedding float32 [rows, dim], weight) of each
 
 
