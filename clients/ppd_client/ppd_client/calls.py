@@ -6,7 +6,7 @@ One function per route returns a ``Call``; the two clients only differ in how th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 from uuid import uuid4
 
 import httpx
@@ -16,6 +16,8 @@ from .errors import api_error
 from .images import Picture, as_json, encoded
 from .models import (
     Embedding,
+    EmbeddingsPage,
+    Feedback,
     Generation,
     GenerationRecord,
     ImageRef,
@@ -23,8 +25,11 @@ from .models import (
     Neighbors,
     PreferencesAdded,
     PreferencesPage,
+    Question,
     Readiness,
     Releases,
+    TasteCode,
+    TasteCodes,
     User,
     UserWeight,
 )
@@ -110,9 +115,92 @@ def delete_preference(user_id: str, pair_id: str) -> Call[None]:
     return Call("DELETE", _user(user_id, "preferences", checked_id("pair_id", pair_id)), nothing)
 
 
-def embedding(user_id: str) -> Call[Embedding]:
-    """A user's preference embedding. Raises NotFound while there is none."""
-    return Call("GET", _user(user_id, "embedding"), typed(Embedding))
+def ask(
+    user_id: str, prompt: str | None = None, *, idempotency_key: str | None = None
+) -> Call[Question]:
+    """Have the two pictures drawn whose comparison would tell most of a user's taste; creates the
+    user. Show them, then ``answer``. Without a prompt the server takes one of its examples.
+
+    idempotency_key: made afresh for each call, so that a retry draws nothing twice.
+    """
+    return Call(
+        "POST",
+        _user(user_id, "questions"),
+        typed(Question),
+        json=given(prompt=prompt),
+        headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+    )
+
+
+def answer(
+    user_id: str, question: Question | str, choice: Literal["left", "right", "neither"]
+) -> Call[PreferencesAdded]:
+    """Which picture the user preferred; ``neither`` adds no pair. When it returns, it is committed.
+    Raises Conflict if it was answered otherwise before."""
+    question_id = question if isinstance(question, str) else question.question_id
+    path = _user(user_id, "questions", checked_id("question_id", question_id), "answer")
+    return Call("PUT", path, typed(PreferencesAdded), json={"choice": choice})
+
+
+def give_feedback(
+    user_id: str, image: ImageRef | str, liked: bool, *, idempotency_key: str | None = None
+) -> Call[Feedback]:
+    """Whether a user likes a picture that the server drew; a change of mind takes the place of what
+    was said before. Creates the user. The server keeps the picture."""
+    image_id = image if isinstance(image, str) else image.image_id
+    return Call(
+        "POST",
+        _user(user_id, "feedback"),
+        typed(Feedback),
+        json={"image_id": image_id, "liked": liked},
+        headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+    )
+
+
+def delete_feedback(user_id: str, feedback: Feedback | str) -> Call[None]:
+    """Take it back. Also right the second time."""
+    feedback_id = feedback if isinstance(feedback, str) else feedback.feedback_id
+    path = _user(user_id, "feedback", checked_id("feedback_id", feedback_id))
+    return Call("DELETE", path, nothing)
+
+
+def embedding(user_id: str, version: int | None = None) -> Call[Embedding]:
+    """A user's preference embedding, the newest or that of a version. Raises NotFound."""
+    params = given(version=version)
+    return Call("GET", _user(user_id, "embedding"), typed(Embedding), params=params)
+
+
+def embeddings_page(
+    user_id: str, cursor: str | None = None, limit: int | None = None
+) -> Call[EmbeddingsPage]:
+    """One page of the versions of a user's taste, newest first. Raises NotFound."""
+    params = given(cursor=cursor, limit=limit)
+    return Call("GET", _user(user_id, "embeddings"), typed(EmbeddingsPage), params=params)
+
+
+def add_taste_code(
+    user_id: str, version: int | None = None, *, idempotency_key: str | None = None
+) -> Call[TasteCode]:
+    """A code that draws to a version of a user's taste (the newest) without saying whose it is."""
+    return Call(
+        "POST",
+        _user(user_id, "taste-codes"),
+        typed(TasteCode),
+        json=given(version=version),
+        headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+    )
+
+
+def taste_codes(user_id: str) -> Call[list[TasteCode]]:
+    """A user's codes that work, oldest first."""
+    read = typed(TasteCodes)
+    return Call("GET", _user(user_id, "taste-codes"), lambda answer: read(answer).taste_codes)
+
+
+def delete_taste_code(user_id: str, code: TasteCode | str) -> Call[None]:
+    """Withdraw a code; what is being drawn with it stops. Also right the second time."""
+    name = code if isinstance(code, str) else code.code
+    return Call("DELETE", _user(user_id, "taste-codes", checked_id("code", name)), nothing)
 
 
 def neighbors(user_id: str, k: int | None = None) -> Call[list[Neighbor]]:
