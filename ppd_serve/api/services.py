@@ -14,21 +14,23 @@ from fastapi import Depends, Request
 
 from ppd_serve.api.auth import Access
 from ppd_serve.api.events import Drawn, Format, Listener, Painted
-from ppd_serve.api.schemas import (
-    EmbeddingOut,
+from ppd_serve.api.loop_schemas import (
     EmbeddingVersionsOut,
     FeedbackIn,
     FeedbackOut,
+    QuestionIn,
+    TasteCodeIn,
+    TasteCodeOut,
+    TasteCodesOut,
+)
+from ppd_serve.api.schemas import (
+    EmbeddingOut,
     GenerateIn,
     NeighborsOut,
     PairsOut,
     PreferencesIn,
     PreferencesOut,
-    QuestionIn,
     ReleasesOut,
-    TasteCodeIn,
-    TasteCodeOut,
-    TasteCodesOut,
     UserOut,
     UserUsed,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppd_serve.api.schemas import FeedbackIn, FeedbackOut
+from ppd_serve.api.loop_schemas import FeedbackIn, FeedbackOut
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.storage.store import Idempotency, Store

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import asdict
 
-from ppd_serve.api.schemas import PreferencesOut, QuestionIn, ReleaseOut
+from ppd_serve.api.loop_schemas import QuestionIn
+from ppd_serve.api.schemas import PreferencesOut, ReleaseOut
 from ppd_serve.api.services import Asked
 from ppd_serve.errors import InvalidInput
 from ppd_serve.gateway.idempotency import IdempotencyKeys

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppd_serve.api.schemas import TasteCodeIn, TasteCodeOut, TasteCodesOut
+from ppd_serve.api.loop_schemas import TasteCodeIn, TasteCodeOut, TasteCodesOut
 from ppd_serve.errors import NotFound
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.running import Jobs, Tasks, Threads

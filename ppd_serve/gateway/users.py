@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from ppd_serve.api.schemas import (
-    EmbeddingOut,
-    EmbeddingState,
-    EmbeddingVersionOut,
-    EmbeddingVersionsOut,
-    Neighbor,
-    NeighborsOut,
-    UserOut,
-)
+from ppd_serve.api.loop_schemas import EmbeddingVersionOut, EmbeddingVersionsOut
+from ppd_serve.api.schemas import EmbeddingOut, EmbeddingState, Neighbor, NeighborsOut, UserOut
 from ppd_serve.errors import InvalidInput, NotFound
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.ports import IndexPort
@@ -20,8 +13,8 @@ from ppd_serve.storage.store import Embedding, Store, User
 from ppd_serve.storage.values import index_id
 
 ENOUGH_PAIRS = 4  # one full chunk
-# Of the one bit that an answer can tell at most. Below, twenty more answers would tell no more of a
-# taste than a single one does that could not be guessed at all.
+# Of the one bit that an answer can tell at most: below, it would take more than twenty answers to
+# learn as much as from one that nobody could have guessed.
 ENOUGH_BITS = 0.05
 
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from PIL import Image
 
-from ppd_serve.api import schemas
+from ppd_serve.api import loop_schemas, schemas
 from ppd_serve.api.auth import Access
 from ppd_serve.api.events import (
     Done,
@@ -80,10 +80,10 @@ class MemoryUsers(Memory):
 
     async def embeddings(
         self, project: str, user_id: str, cursor: str | None, limit: int
-    ) -> schemas.EmbeddingVersionsOut:
+    ) -> loop_schemas.EmbeddingVersionsOut:
         self._check("embeddings", cursor, limit)
-        page = [schemas.EmbeddingVersionOut(version=1, pairs_used=1)]
-        return schemas.EmbeddingVersionsOut(embeddings=page, next=None)
+        page = [loop_schemas.EmbeddingVersionOut(version=1, pairs_used=1)]
+        return loop_schemas.EmbeddingVersionsOut(embeddings=page, next=None)
 
     async def neighbors(self, project: str, user_id: str, k: int) -> schemas.NeighborsOut:
         self._check("neighbors", k)
@@ -125,7 +125,7 @@ class MemoryQuestions(Memory):
         self,
         project: str,
         user_id: str,
-        body: schemas.QuestionIn,
+        body: loop_schemas.QuestionIn,
         idempotency: Idempotency | None,
     ) -> Asked:
         self._check("ask", body.prompt, idempotency)
@@ -146,11 +146,11 @@ class MemoryFeedback(Memory):
         self,
         project: str,
         user_id: str,
-        body: schemas.FeedbackIn,
+        body: loop_schemas.FeedbackIn,
         idempotency: Idempotency | None,
-    ) -> schemas.FeedbackOut:
+    ) -> loop_schemas.FeedbackOut:
         self._check("put", body, idempotency)
-        return schemas.FeedbackOut(feedback_id="f0", image_id=body.image_id, liked=body.liked)
+        return loop_schemas.FeedbackOut(feedback_id="f0", image_id=body.image_id, liked=body.liked)
 
     async def delete(self, project: str, user_id: str, feedback_id: str) -> None:
         self._check("delete", feedback_id)
@@ -161,15 +161,15 @@ class MemoryTasteCodes(Memory):
         self,
         project: str,
         user_id: str,
-        body: schemas.TasteCodeIn,
+        body: loop_schemas.TasteCodeIn,
         idempotency: Idempotency | None,
-    ) -> schemas.TasteCodeOut:
+    ) -> loop_schemas.TasteCodeOut:
         self._check("add", body.version, idempotency)
-        return schemas.TasteCodeOut(code="taste_0", version=body.version or 1, created=1.5)
+        return loop_schemas.TasteCodeOut(code="taste_0", version=body.version or 1, created=1.5)
 
-    async def list(self, project: str, user_id: str) -> schemas.TasteCodesOut:
-        code = schemas.TasteCodeOut(code="taste_0", version=1, created=1.5)
-        return schemas.TasteCodesOut(taste_codes=[code])
+    async def list(self, project: str, user_id: str) -> loop_schemas.TasteCodesOut:
+        code = loop_schemas.TasteCodeOut(code="taste_0", version=1, created=1.5)
+        return loop_schemas.TasteCodesOut(taste_codes=[code])
 
     async def delete(self, project: str, user_id: str, code: str) -> None:
         self._check("delete", code)

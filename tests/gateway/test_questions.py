@@ -7,7 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from ppd_serve.api.schemas import EmbeddingState, FeedbackIn, GenerateIn, QuestionIn
+from ppd_serve.api.loop_schemas import FeedbackIn, QuestionIn
+from ppd_serve.api.schemas import EmbeddingState, GenerateIn
 from ppd_serve.api.services import Asked, Services
 from ppd_serve.errors import (
     ActorUnavailable,

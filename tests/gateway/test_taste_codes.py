@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from ppd_serve.api.schemas import GenerateIn, TasteCodeIn
+from ppd_serve.api.loop_schemas import TasteCodeIn
+from ppd_serve.api.schemas import GenerateIn
 from ppd_serve.api.services import Services
 from ppd_serve.errors import Conflict, InvalidInput, NotFound
 from ppd_serve.preferences.pairs import Pair

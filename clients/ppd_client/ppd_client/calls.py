@@ -6,18 +6,16 @@ One function per route returns a ``Call``; the two clients only differ in how th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import uuid4
 
 import httpx
 
-from .call import Call, checked_id, given, nothing, raw, typed
+from .call import Call, checked_id, given, nothing, raw, typed, user_path
 from .errors import api_error
 from .images import Picture, as_json, encoded
 from .models import (
     Embedding,
-    EmbeddingsPage,
-    Feedback,
     Generation,
     GenerationRecord,
     ImageRef,
@@ -25,11 +23,8 @@ from .models import (
     Neighbors,
     PreferencesAdded,
     PreferencesPage,
-    Question,
     Readiness,
     Releases,
-    TasteCode,
-    TasteCodes,
     User,
     UserWeight,
 )
@@ -63,19 +58,19 @@ class Drawings(Drawing, total=False):
     response_format: str  # "b64_json" | "url"
 
 
-def put_user(user_id: str) -> Call[None]:
+def putuser_path(user_id: str) -> Call[None]:
     """Create a user; nothing happens if there is one."""
-    return Call("PUT", _user(user_id), nothing)
+    return Call("PUT", user_path(user_id), nothing)
 
 
-def get_user(user_id: str) -> Call[User]:
+def getuser_path(user_id: str) -> Call[User]:
     """What is known about a user. Raises NotFound."""
-    return Call("GET", _user(user_id), typed(User))
+    return Call("GET", user_path(user_id), typed(User))
 
 
-def delete_user(user_id: str) -> Call[None]:
+def deleteuser_path(user_id: str) -> Call[None]:
     """Forget a user: pairs, embeddings, pictures. Also right the second time."""
-    return Call("DELETE", _user(user_id), nothing)
+    return Call("DELETE", user_path(user_id), nothing)
 
 
 def add_preferences(
@@ -95,7 +90,7 @@ def add_preferences(
     ]
     return Call(
         "POST",
-        _user(user_id, "preferences"),
+        user_path(user_id, "preferences"),
         typed(PreferencesAdded),
         json={"pairs": body},
         headers={"Idempotency-Key": idempotency_key or uuid4().hex},
@@ -107,106 +102,26 @@ def preferences_page(
 ) -> Call[PreferencesPage]:
     """One page of a user's pairs, oldest first. ``preferences`` walks over all of them."""
     params = given(cursor=cursor, limit=limit)
-    return Call("GET", _user(user_id, "preferences"), typed(PreferencesPage), params=params)
+    return Call("GET", user_path(user_id, "preferences"), typed(PreferencesPage), params=params)
 
 
 def delete_preference(user_id: str, pair_id: str) -> Call[None]:
     """Take one choice back. Also right the second time."""
-    return Call("DELETE", _user(user_id, "preferences", checked_id("pair_id", pair_id)), nothing)
-
-
-def ask(
-    user_id: str, prompt: str | None = None, *, idempotency_key: str | None = None
-) -> Call[Question]:
-    """Have the two pictures drawn whose comparison would tell most of a user's taste; creates the
-    user. Show them, then ``answer``. Without a prompt the server takes one of its examples.
-
-    idempotency_key: made afresh for each call, so that a retry draws nothing twice.
-    """
     return Call(
-        "POST",
-        _user(user_id, "questions"),
-        typed(Question),
-        json=given(prompt=prompt),
-        headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+        "DELETE", user_path(user_id, "preferences", checked_id("pair_id", pair_id)), nothing
     )
-
-
-def answer(
-    user_id: str, question: Question | str, choice: Literal["left", "right", "neither"]
-) -> Call[PreferencesAdded]:
-    """Which picture the user preferred; ``neither`` adds no pair. When it returns, it is committed.
-    Raises Conflict if it was answered otherwise before."""
-    question_id = question if isinstance(question, str) else question.question_id
-    path = _user(user_id, "questions", checked_id("question_id", question_id), "answer")
-    return Call("PUT", path, typed(PreferencesAdded), json={"choice": choice})
-
-
-def give_feedback(
-    user_id: str, image: ImageRef | str, liked: bool, *, idempotency_key: str | None = None
-) -> Call[Feedback]:
-    """Whether a user likes a picture that the server drew; a change of mind takes the place of what
-    was said before. Creates the user. The server keeps the picture."""
-    image_id = image if isinstance(image, str) else image.image_id
-    return Call(
-        "POST",
-        _user(user_id, "feedback"),
-        typed(Feedback),
-        json={"image_id": image_id, "liked": liked},
-        headers={"Idempotency-Key": idempotency_key or uuid4().hex},
-    )
-
-
-def delete_feedback(user_id: str, feedback: Feedback | str) -> Call[None]:
-    """Take it back. Also right the second time."""
-    feedback_id = feedback if isinstance(feedback, str) else feedback.feedback_id
-    path = _user(user_id, "feedback", checked_id("feedback_id", feedback_id))
-    return Call("DELETE", path, nothing)
 
 
 def embedding(user_id: str, version: int | None = None) -> Call[Embedding]:
     """A user's preference embedding, the newest or that of a version. Raises NotFound."""
     params = given(version=version)
-    return Call("GET", _user(user_id, "embedding"), typed(Embedding), params=params)
-
-
-def embeddings_page(
-    user_id: str, cursor: str | None = None, limit: int | None = None
-) -> Call[EmbeddingsPage]:
-    """One page of the versions of a user's taste, newest first. Raises NotFound."""
-    params = given(cursor=cursor, limit=limit)
-    return Call("GET", _user(user_id, "embeddings"), typed(EmbeddingsPage), params=params)
-
-
-def add_taste_code(
-    user_id: str, version: int | None = None, *, idempotency_key: str | None = None
-) -> Call[TasteCode]:
-    """A code that draws to a version of a user's taste (the newest) without saying whose it is."""
-    return Call(
-        "POST",
-        _user(user_id, "taste-codes"),
-        typed(TasteCode),
-        json=given(version=version),
-        headers={"Idempotency-Key": idempotency_key or uuid4().hex},
-    )
-
-
-def taste_codes(user_id: str) -> Call[list[TasteCode]]:
-    """A user's codes that work, oldest first."""
-    read = typed(TasteCodes)
-    return Call("GET", _user(user_id, "taste-codes"), lambda answer: read(answer).taste_codes)
-
-
-def delete_taste_code(user_id: str, code: TasteCode | str) -> Call[None]:
-    """Withdraw a code; what is being drawn with it stops. Also right the second time."""
-    name = code if isinstance(code, str) else code.code
-    return Call("DELETE", _user(user_id, "taste-codes", checked_id("code", name)), nothing)
+    return Call("GET", user_path(user_id, "embedding"), typed(Embedding), params=params)
 
 
 def neighbors(user_id: str, k: int | None = None) -> Call[list[Neighbor]]:
     """The users nearest in taste, nearest first."""
     read = typed(Neighbors)
-    path = _user(user_id, "neighbors")
+    path = user_path(user_id, "neighbors")
     return Call("GET", path, lambda answer: read(answer).neighbors, params=given(k=k))
 
 
@@ -321,10 +236,6 @@ def healthz() -> Call[None]:
 def readyz() -> Call[Readiness]:
     """Whether the server can draw for users now, and if not, what is missing; asks once."""
     return Call("GET", "/readyz", _readiness, retry=False, refusals=frozenset({503}))
-
-
-def _user(user_id: str, *rest: str) -> str:
-    return "/".join(["/users", checked_id("user_id", user_id), *rest])
 
 
 def _generation(generation_id: str, *rest: str) -> str:

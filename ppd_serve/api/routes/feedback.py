@@ -6,8 +6,9 @@ from fastapi import APIRouter
 
 from ppd_serve.api.auth import Project
 from ppd_serve.api.idempotency import IdempotencyDep
+from ppd_serve.api.loop_schemas import FeedbackIn, FeedbackOut
 from ppd_serve.api.problems import documented
-from ppd_serve.api.schemas import FeedbackIn, FeedbackOut, Id
+from ppd_serve.api.schemas import Id
 from ppd_serve.api.services import ServicesDep
 
 router = APIRouter(prefix="/users/{user_id}/feedback", tags=["preferences"])

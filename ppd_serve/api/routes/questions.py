@@ -6,15 +6,9 @@ from fastapi import APIRouter, Request
 
 from ppd_serve.api.auth import Project, access
 from ppd_serve.api.idempotency import IdempotencyDep
+from ppd_serve.api.loop_schemas import AnswerIn, LinkedImage, QuestionIn, QuestionOut
 from ppd_serve.api.problems import documented
-from ppd_serve.api.schemas import (
-    AnswerIn,
-    Id,
-    LinkedImage,
-    PreferencesOut,
-    QuestionIn,
-    QuestionOut,
-)
+from ppd_serve.api.schemas import Id, PreferencesOut
 from ppd_serve.api.services import ServicesDep
 
 router = APIRouter(prefix="/users/{user_id}/questions", tags=["preferences"])

@@ -6,8 +6,9 @@ from fastapi import APIRouter
 
 from ppd_serve.api.auth import Project
 from ppd_serve.api.idempotency import IdempotencyDep
+from ppd_serve.api.loop_schemas import TasteCodeIn, TasteCodeOut, TasteCodesOut
 from ppd_serve.api.problems import documented
-from ppd_serve.api.schemas import Id, TasteCodeIn, TasteCodeOut, TasteCodesOut
+from ppd_serve.api.schemas import Id
 from ppd_serve.api.services import ServicesDep
 
 router = APIRouter(prefix="/users/{user_id}/taste-codes", tags=["taste codes"])

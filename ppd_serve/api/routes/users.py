@@ -7,17 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from ppd_serve.api.auth import Project
+from ppd_serve.api.loop_schemas import EmbeddingVersionsOut
 from ppd_serve.api.problems import documented
-from ppd_serve.api.schemas import (
-    LIMITS,
-    Cursor,
-    EmbeddingOut,
-    EmbeddingVersionsOut,
-    Id,
-    NeighborsOut,
-    UserOut,
-    Version,
-)
+from ppd_serve.api.schemas import LIMITS, Cursor, EmbeddingOut, Id, NeighborsOut, UserOut, Version
 from ppd_serve.api.services import ServicesDep
 
 router = APIRouter(prefix="/users/{user_id}", tags=["users"])
