@@ -49,7 +49,10 @@ def test_every_verdict_comes_person_by_person(store: Store, place: Place) -> Non
 
 def test_what_is_taken_back_stops_coming(store: Store, place: Place) -> None:
     judge(store, "ann", 0, liked=True)
-    ids = [judge(store, "bob", number, liked=True) for number in range(4)]
+    ids = []
+    for number in range(4):
+        ids.append(judge(store, "bob", number, liked=True))
+        place.clock.pass_hours(1)
     stream = live_feedback(place.database_url, place.blob_url, Skipped())
     seen = [next(stream), next(stream)]
     store.delete_feedback(P, "bob", ids[1])

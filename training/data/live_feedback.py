@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import select
 
@@ -29,6 +30,13 @@ class Verdict:
     liked: bool
 
 
+class _Stored(NamedTuple):
+    feedback_id: str
+    prompt: str
+    digest: str
+    liked: bool
+
+
 def live_feedback(
     database_url: str,
     blob_url: str,
@@ -48,22 +56,21 @@ def _verdicts(
 ) -> Iterator[Verdict]:
     with closing(database):
         for user, user_id in people(database, project, users):
-            for name, prompt, digest, liked in _feedback(database, project, user_id):
+            for said in _feedback(database, project, user_id):
                 with storage_errors():
-                    picture = picture_bytes(blobs, digest)
-                if not _stands(database, name, liked):
+                    picture = picture_bytes(blobs, said.digest)
+                if not _stands(database, said):
                     continue
                 if picture is None:
                     skipped.reasons["no picture"] += 1
-                elif digest_of(picture) != digest:
+                elif digest_of(picture) != said.digest:
                     skipped.reasons["broken picture"] += 1
                 else:
                     skipped.kept += 1
-                    yield Verdict(user, prompt, picture, digest, liked)
+                    yield Verdict(user, said.prompt, picture, said.digest, said.liked)
 
 
-def _feedback(database: Database, project: str, user_id: str) -> list[tuple[str, str, str, bool]]:
-    """Id, prompt, digest of the picture, verdict."""
+def _feedback(database: Database, project: str, user_id: str) -> list[_Stored]:
     with database.read() as session:
         rows = session.execute(
             select(
@@ -76,11 +83,11 @@ def _feedback(database: Database, project: str, user_id: str) -> list[tuple[str,
             .where(FeedbackRecord.project == project, FeedbackRecord.user_id == user_id)
             .order_by(FeedbackRecord.created, FeedbackRecord.feedback_id)
         )
-        return [row.tuple() for row in rows]
+        return [_Stored(*row) for row in rows]
 
 
-def _stands(database: Database, feedback_id: str, liked: bool) -> bool:
+def _stands(database: Database, said: _Stored) -> bool:
     """Whether it is still there and says the same."""
     with database.read() as session:
-        record = session.get(FeedbackRecord, feedback_id)
-        return record is not None and record.liked == liked
+        record = session.get(FeedbackRecord, said.feedback_id)
+        return record is not None and record.liked == said.liked

@@ -58,17 +58,17 @@ class Drawings(Drawing, total=False):
     response_format: str  # "b64_json" | "url"
 
 
-def putuser_path(user_id: str) -> Call[None]:
+def put_user(user_id: str) -> Call[None]:
     """Create a user; nothing happens if there is one."""
     return Call("PUT", user_path(user_id), nothing)
 
 
-def getuser_path(user_id: str) -> Call[User]:
+def get_user(user_id: str) -> Call[User]:
     """What is known about a user. Raises NotFound."""
     return Call("GET", user_path(user_id), typed(User))
 
 
-def deleteuser_path(user_id: str) -> Call[None]:
+def delete_user(user_id: str) -> Call[None]:
     """Forget a user: pairs, embeddings, pictures. Also right the second time."""
     return Call("DELETE", user_path(user_id), nothing)
 
