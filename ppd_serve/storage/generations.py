@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Interrupted, NotFound
 from ppd_serve.storage.base import StoreBase, new_id
+from ppd_serve.storage.database import batches
 from ppd_serve.storage.records import (
     GenerationCodeRecord,
     GenerationRecord,
@@ -106,6 +107,8 @@ class GenerationStore(StoreBase):
                 )
                 .returning(GenerationRecord.generation_id)
             ).all()
+            if state not in UNFINISHED:
+                _forget_codes(session, moved)
             return bool(moved)
 
     def get_generation(self, project: str, generation_id: str) -> Generation:
@@ -131,16 +134,23 @@ class GenerationStore(StoreBase):
     def _interrupt_of(self, session: Session, owners: Iterable[str]) -> int:
         """Fail what dead processes were drawing."""
         error = {"type": Interrupted.type, "detail": Interrupted.title}
-        return len(
-            session.scalars(
-                update(GenerationRecord)
-                .where(
-                    GenerationRecord.owner.in_(list(owners)),
-                    GenerationRecord.state.in_(UNFINISHED),
-                )
-                .values(state="failed", error=error, updated=self._clock())
-                .returning(GenerationRecord.generation_id)
-            ).all()
+        interrupted = session.scalars(
+            update(GenerationRecord)
+            .where(
+                GenerationRecord.owner.in_(list(owners)),
+                GenerationRecord.state.in_(UNFINISHED),
+            )
+            .values(state="failed", error=error, updated=self._clock())
+            .returning(GenerationRecord.generation_id)
+        ).all()
+        _forget_codes(session, interrupted)
+        return len(interrupted)
+
+
+def _forget_codes(session: Session, generation_ids: Sequence[str]) -> None:
+    for batch in batches(generation_ids):
+        session.execute(
+            delete(GenerationCodeRecord).where(GenerationCodeRecord.generation_id.in_(batch))
         )
 
 

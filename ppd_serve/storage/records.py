@@ -101,7 +101,8 @@ class GenerationUserRecord(Record):
 
 
 class GenerationCodeRecord(Record):
-    """A taste code that a generation draws with."""
+    """A taste code that an unfinished generation draws with. Once it has ended, nothing says whose
+    taste it was."""
 
     __tablename__ = "generation_codes"
 

@@ -17,7 +17,7 @@ from ppd_serve.storage.records import (
 )
 from ppd_serve.storage.users import UserStore, locked_user, unknown_user
 from ppd_serve.storage.values import TasteCode
-from ppd_serve.storage.versions import drop_codes
+from ppd_serve.storage.versions import codes_of, drop_codes
 
 MOST_CODES = 100  # of one user: a list that a person can look through
 
@@ -55,7 +55,7 @@ class TasteCodeStore(UserStore):
             records = session.scalars(
                 select(TasteCodeRecord)
                 .filter_by(project=project, user_id=user_id)
-                .order_by(TasteCodeRecord.created, TasteCodeRecord.code)
+                .order_by(TasteCodeRecord.created, TasteCodeRecord.version, TasteCodeRecord.code)
             )
             return [_code_value(record, user.incarnation) for record in records]
 
@@ -77,15 +77,11 @@ class TasteCodeStore(UserStore):
         """Withdraw it; also right the second time. What is being drawn with it ends."""
         with self._database.write() as session:
             try:
-                locked_user(session, project, user_id)
+                user = locked_user(session, project, user_id)
             except NotFound:
                 return
             gone = drop_codes(
-                session,
-                (TasteCodeRecord.project == project)
-                & (TasteCodeRecord.user_id == user_id)
-                & (TasteCodeRecord.code == code),
-                self._clock(),
+                session, codes_of(user) & (TasteCodeRecord.code == code), self._clock()
             )
         if gone:
             self._database.scrub()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import NotFound
@@ -24,7 +24,7 @@ from ppd_serve.storage.records import (
     UserRecord,
 )
 from ppd_serve.storage.values import DeletedUser, User, UserKey
-from ppd_serve.storage.versions import drop_versions
+from ppd_serve.storage.versions import codes_of, drawn_with, drop_versions
 
 
 class UserStore(ImageStore):
@@ -70,18 +70,21 @@ class UserStore(ImageStore):
 
     def _delete(self, session: Session, user: UserRecord) -> DeletedUser:
         mine = {"project": user.project, "user_id": user.user_id}
-        generation_ids = list(
-            session.scalars(  # locked, so that no picture is added to them from here on
-                select(GenerationRecord.generation_id)
-                .join(GenerationUserRecord)
-                .where(
-                    GenerationUserRecord.project == user.project,
-                    GenerationUserRecord.user_id == user.user_id,
+        own = select(GenerationUserRecord.generation_id).filter_by(**mine)
+        session.execute(
+            # Locked, so that no picture is added to them from here on; in one order with those of
+            # others that end here, so that two deletions never wait in a ring.
+            select(GenerationRecord.generation_id)
+            .where(
+                or_(
+                    GenerationRecord.generation_id.in_(own),
+                    GenerationRecord.generation_id.in_(drawn_with(codes_of(user))),
                 )
-                .order_by(GenerationRecord.generation_id)
-                .with_for_update(of=GenerationRecord)
             )
+            .order_by(GenerationRecord.generation_id)
+            .with_for_update()
         )
+        generation_ids = list(session.scalars(own.order_by(GenerationUserRecord.generation_id)))
         chosen: set[str] = set()
         for used in (
             select(PairRecord.preferred_image_id, PairRecord.rejected_image_id),

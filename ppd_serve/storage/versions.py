@@ -3,7 +3,7 @@ being drawn with those."""
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import NotFound
@@ -42,13 +42,17 @@ def drop_versions(session: Session, user: UserRecord, since: int, now: float) ->
     session.execute(
         delete(PastEmbeddingRecord).filter_by(**mine).where(PastEmbeddingRecord.version >= since)
     )
-    drop_codes(
-        session,
-        (TasteCodeRecord.project == user.project)
-        & (TasteCodeRecord.user_id == user.user_id)
-        & (TasteCodeRecord.version >= since),
-        now,
-    )
+    drop_codes(session, codes_of(user) & (TasteCodeRecord.version >= since), now)
+
+
+def codes_of(user: UserRecord) -> ColumnElement[bool]:
+    """Which taste codes are this user's."""
+    return (TasteCodeRecord.project == user.project) & (TasteCodeRecord.user_id == user.user_id)
+
+
+def drawn_with(which: ColumnElement[bool]) -> Select[tuple[str]]:
+    """The ids of generations that are being drawn with a taste code."""
+    return select(GenerationCodeRecord.generation_id).join(TasteCodeRecord).where(which)
 
 
 def drop_codes(session: Session, which: ColumnElement[bool], now: float) -> int:
@@ -57,9 +61,7 @@ def drop_codes(session: Session, which: ColumnElement[bool], now: float) -> int:
         select(GenerationRecord.generation_id)
         .where(
             GenerationRecord.state.in_(UNFINISHED),
-            GenerationRecord.generation_id.in_(
-                select(GenerationCodeRecord.generation_id).join(TasteCodeRecord).where(which)
-            ),
+            GenerationRecord.generation_id.in_(drawn_with(which)),
         )
         .order_by(GenerationRecord.generation_id)
         .with_for_update()

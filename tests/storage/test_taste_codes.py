@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage import taste_codes
+from ppd_serve.storage.records import GenerationCodeRecord
 from ppd_serve.storage.store import Generation, Store, TasteCode
 from tests.storage.places import pair, picture
 
@@ -88,3 +92,26 @@ def test_what_is_drawn_with_a_code_ends_with_it(store: Store, how: str) -> None:
 
 def test_a_generation_does_not_say_whose_code_it_was(store: Store) -> None:
     assert draw(store, share(store)).user_ids == []
+
+
+def test_who_draws_with_each_others_codes_can_be_deleted_at_once(store: Store) -> None:
+    for _ in range(8):
+        codes = {name: share(store, name) for name in ("ann", "bob")}
+        for name, other in [("ann", "bob"), ("bob", "ann")] * 4:
+            living = {name: codes[name].incarnation}
+            store.create_generation(P, {}, living, codes=[codes[other].code])
+        with ThreadPoolExecutor(2) as pool:
+            for gone in pool.map(lambda name: store.delete_user(P, name), codes):
+                assert gone is not None and len(gone.generation_ids) == 4
+
+
+def test_nothing_says_whose_taste_it_was_once_it_has_ended(store: Store) -> None:
+    code = share(store)
+    ended = [draw(store, code) for _ in range(3)]
+    for generation, state in zip(ended, ("done", "failed", "cancelled"), strict=True):
+        store.set_generation(P, generation.generation_id, "running")
+        store.set_generation(P, generation.generation_id, state)
+    going_on = draw(store, code)
+    with store._database.read() as session:
+        found = session.scalars(select(GenerationCodeRecord.generation_id)).all()
+    assert found == [going_on.generation_id]
