@@ -50,7 +50,7 @@ def codes_of(user: UserRecord) -> ColumnElement[bool]:
     return (TasteCodeRecord.project == user.project) & (TasteCodeRecord.user_id == user.user_id)
 
 
-def drawn_with(which: ColumnElement[bool]) -> Select[tuple[str]]:
+def drawn_with(which: ColumnElement[bool]) -> Select[str]:
     """The ids of generations that are being drawn with a taste code."""
     return select(GenerationCodeRecord.generation_id).join(TasteCodeRecord).where(which)
 
