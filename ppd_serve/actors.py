@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppd_serve.api.events import Format, Preview, Queued, Step
-from ppd_serve.errors import ReleaseError, Unavailable
-from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, IndexRow
+from ppd_serve.errors import ReleaseError, Unavailable, Unsupported
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, IndexRow, Question, Reading
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import DiffuserPart, EncoderPart
 
 if TYPE_CHECKING:
     from ppd_serve.diffusion.request import GenerationRequest
     from ppd_serve.diffusion.ticket import Ticket
-    from ppd_serve.preferences.encoder import Reading
+    from ppd_serve.preferences.questions import Questioner
 
 STUCK_SECONDS = 300.0  # no VLM that anybody waits for reads four pairs for this long
 LOOK_SECONDS = 0.5  # how often who waits in the engine's queue is told the place
@@ -54,6 +54,7 @@ class Encoder:
                 f"the encoder's embedding space is {self._reader.space}, "
                 f"the release's {found.embedding_space}: embeddings of two spaces never mix"
             )
+        self._questioner = found.load_questioner()
         self._moved: float | None = None  # when the reading under way last did
         width, height = found.defaults.sizes[0]
         warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))])
@@ -63,10 +64,29 @@ class Encoder:
                 f"the release's {found.manifest.embedding_shape}"
             )
 
-    async def embed(self, pairs: list[Pair]) -> tuple[np.ndarray, str | None]:
+    async def embed(self, pairs: list[Pair]) -> Reading:
         loop = asyncio.get_running_loop()
-        reading = await loop.run_in_executor(self._thread, self._read, pairs)
-        return reading.embedding, reading.profile
+        return await loop.run_in_executor(self._thread, self._read, pairs)
+
+    async def ask(self, pairs: list[Pair]) -> Question:
+        if self._questioner is None:
+            raise Unsupported("This release asks no questions")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._question, self._questioner, pairs)
+
+    def _question(self, questioner: Questioner, pairs: list[Pair]) -> Question:
+        found = questioner.next([self._look(questioner, pair) for pair in pairs])
+        return Question(found.left, found.right, found.bits)
+
+    def _look(self, questioner: Questioner, pair: Pair) -> np.ndarray:
+        """What sets a pair's pictures apart, in the choice model's features."""
+        self._moved = time.monotonic()
+        try:
+            states = [self._reader.look(picture) for picture in (pair.preferred, pair.rejected)]
+        finally:
+            self._moved = None
+        preferred, rejected = questioner.choices.features(np.stack(states))
+        return np.asarray(preferred - rejected)
 
     def _read(self, pairs: list[Pair]) -> Reading:
         """Chunk by chunk (the reader remembers them), so that a person with many pairs is not
@@ -77,9 +97,11 @@ class Encoder:
             for start in range(0, len(pairs), CHUNK):
                 self._moved = time.monotonic()
                 self._reader.embed(pairs[start : start + CHUNK])
-            return self._reader.embed(pairs)
+            read = self._reader.embed(pairs)
         finally:
             self._moved = None
+        bits = self._question(self._questioner, pairs).bits if self._questioner else None
+        return Reading(read.embedding, read.profile, bits)
 
     async def beat(self) -> None:
         """Warm since its constructor returned."""
@@ -192,7 +214,8 @@ class Diffuser:
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
         """Ray closes this when nobody reads it any more."""
-        tickets = self._engine.submit_all([self._wanted(request, seed) for seed in request.seeds])
+        images = range(len(request.seeds))
+        tickets = self._engine.submit_all([self._wanted(request, image) for image in images])
         inbox: asyncio.Queue[DrawEvent | Exception] = asyncio.Queue()
         followers = [
             asyncio.create_task(self._follow(image, ticket, inbox))
@@ -216,21 +239,21 @@ class Diffuser:
             for follower in followers:
                 follower.cancel()
 
-    def _wanted(self, request: DrawRequest, seed: int) -> GenerationRequest:
+    def _wanted(self, request: DrawRequest, image: int) -> GenerationRequest:
         from ppd_serve.diffusion.request import User
 
         steps = request.steps or self._release.defaults.steps
         return self._release.defaults.request(
             request.prompt,
             negative_prompt=request.negative_prompt,
-            seed=seed,
+            seed=request.seeds[image],
             width=request.width,
             height=request.height,
             steps=steps,
             guidance_scale=request.guidance_scale,
             sampler=request.sampler,
             preference_scale=request.preference_scale,
-            users=tuple(User(values, weight) for values, weight in request.users),
+            users=tuple(User(values, weight) for values, weight in request.users_of(image)),
             preview_every=preview_every(steps, request.previews),
         )
 

@@ -8,6 +8,7 @@ PPDError
 ├── NotFound                404
 ├── NotAcceptable           406  nothing that ``Accept`` names can be given
 ├── Conflict                409  the same key is running, a picture is in use, another answer
+├── Gone                    410  what this was about has expired
 ├── TooLarge                413
 ├── LimitExceeded           429  too much for this key just now; carries ``retry_after`` seconds
 ├── Unavailable             503  carries ``retry_after`` seconds
@@ -15,6 +16,7 @@ PPDError
 │   ├── EncoderUnavailable  503
 │   ├── StorageUnavailable  503
 │   └── ActorUnavailable    503
+├── Unsupported             501  this release does not do that
 ├── GenerationFailed        500  this picture, and only this one, could not be made
 ├── Cancelled               499  the caller went away or asked to stop
 ├── Interrupted             500  the server died while this was running
@@ -85,6 +87,10 @@ class Conflict(PPDError):
     type, title, status = "conflict", "Conflict", 409
 
 
+class Gone(PPDError):
+    type, title, status = "gone", "Gone", 410
+
+
 class TooLarge(PPDError):
     type, title, status = "too-large", "Request body too large", 413
 
@@ -121,6 +127,10 @@ class StorageUnavailable(Unavailable):
 
 class ActorUnavailable(Unavailable):
     type, title = "actor-unavailable", "A part of the server is restarting"
+
+
+class Unsupported(PPDError):
+    type, title, status = "unsupported", "Not supported by this release", 501
 
 
 class GenerationFailed(PPDError):

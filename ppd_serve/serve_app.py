@@ -29,7 +29,7 @@ from ppd_serve.api.events import Format
 from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.errors import ActorUnavailable, PPDError, ReleaseError
 from ppd_serve.gateway.build import build_services
-from ppd_serve.gateway.ports import DrawEvent, DrawRequest, IndexRow
+from ppd_serve.gateway.ports import DrawEvent, DrawRequest, IndexRow, Question, Reading
 from ppd_serve.manifest import Manifest, Source, read_manifest
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.settings import Part, Settings
@@ -159,8 +159,12 @@ class Remote:
     async def beat(self) -> None:
         await self._call("beat")
 
-    async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
-        result: tuple[np.ndarray, str | None] = await self._call("embed", list(pairs))
+    async def embed(self, pairs: Sequence[Pair]) -> Reading:
+        result: Reading = await self._call("embed", list(pairs))
+        return result
+
+    async def ask(self, pairs: Sequence[Pair]) -> Question:
+        result: Question = await self._call("ask", list(pairs))
         return result
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:

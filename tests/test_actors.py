@@ -14,7 +14,7 @@ import pytest
 
 from ppd_serve import actors
 from ppd_serve.actors import Encoder, UserIndex
-from ppd_serve.errors import ReleaseError, Unavailable
+from ppd_serve.errors import ReleaseError, Unavailable, Unsupported
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.ports import IndexRow
 from ppd_serve.gateway.running import Threads
@@ -24,6 +24,7 @@ from ppd_serve.settings import EncoderPart
 from ppd_serve.storage.store import NewImage, NewPair, Store
 from ppd_serve.storage.values import index_id
 from tests.api.doubles import png
+from tests.tiny_release import make_tiny_release
 
 SPACE, SHAPE, P = "space", (1, 4), "default"
 PAIR = NewPair("a", NewImage(png(), "image/png", 8, 8), NewImage(png(), "image/png", 8, 8))
@@ -178,6 +179,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch, reader: Reader, shape: tuple[int, i
         embedding_space=SPACE,
         manifest=SimpleNamespace(embedding_shape=shape),
         defaults=SimpleNamespace(sizes=[(8, 8)]),
+        load_questioner=lambda: None,
     )
     monkeypatch.setattr("ppd_serve.release.load_release", lambda path: release)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
@@ -199,8 +201,8 @@ async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     await part.beat()  # it may take its time
     reader.go_on.set()
-    values, profile = await reading
-    assert (values[0, 0], profile) == (9, "warm")
+    read = await reading
+    assert (read.values[0, 0], read.profile, read.bits) == (9, "warm", None)
     await part.beat()
     assert reader.read == [1, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
 
@@ -208,3 +210,24 @@ async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) ->
 async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ReleaseError, match="embeddings"):
         encoder(monkeypatch, Reader(), (2, 4))
+
+
+async def test_the_encoder_asks_what_it_knows_least(tmp_path: Path) -> None:
+    release = make_tiny_release(tmp_path)
+    part = Encoder(str(release.path), EncoderPart(threads=1))
+    first = await part.ask([])
+    assert first.left.shape == first.right.shape == release.manifest.embedding_shape
+    pairs = [
+        Pair("a house", png(colour=c), png(colour=d)) for c, d in (("red", "blue"), ("tan", "navy"))
+    ]
+    second = await part.ask(pairs)
+    assert not np.allclose(first.left, second.left)
+    assert second.bits < first.bits
+    assert (await part.embed(pairs)).bits == second.bits  # what `ask_more` goes by
+    again = await part.ask(pairs)
+    np.testing.assert_array_equal(again.left, second.left)
+
+
+async def test_an_encoder_without_questions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unsupported, match="asks no questions"):
+        await encoder(monkeypatch, Reader(), SHAPE).ask([])

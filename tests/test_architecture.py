@@ -156,11 +156,12 @@ def test_public_names_of_the_client():
     """Programs rely on these: add to them, but take none away."""
     assert ppd_client.__all__ == sorted(ppd_client.__all__) == [
         "APIError", "AsyncClient", "AsyncListening", "Client", "Conflict", "ConnectionFailed",
-        "Done", "Drawing", "Drawings", "Embedding", "EmbeddingState", "Event", "Forbidden",
-        "GeneratedImage", "Generation", "GenerationRecord", "ImageRef", "InvalidInput", "Listening",
-        "Neighbor", "NotFound", "PPDError", "Painted", "Pair", "Picture", "PreferencesAdded",
-        "PreferencesPage", "Preview", "Problem", "Queued", "Readiness", "Release", "Releases",
-        "ServerError", "Step", "StoredPair", "TimedOut", "TooLarge", "Unauthorized", "Unavailable",
-        "UnexpectedAnswer", "User", "UserUsed", "UserWeight",
+        "Done", "Drawing", "Drawings", "Embedding", "EmbeddingState", "EmbeddingVersion",
+        "EmbeddingsPage", "Event", "Feedback", "Forbidden", "GeneratedImage", "Generation",
+        "GenerationRecord", "ImageRef", "InvalidInput", "LinkedImage", "Listening", "Neighbor",
+        "NotFound", "PPDError", "Painted", "Pair", "Picture", "PreferencesAdded", "PreferencesPage",
+        "Preview", "Problem", "Question", "Queued", "Readiness", "Release", "Releases",
+        "ServerError", "Step", "StoredPair", "TasteCode", "TimedOut", "TooLarge", "Unauthorized",
+        "Unavailable", "UnexpectedAnswer", "User", "UserUsed", "UserWeight",
     ]  # fmt: skip
     assert all(hasattr(ppd_client, name) for name in ppd_client.__all__)

@@ -57,6 +57,36 @@ async def test_preferences(client: AsyncClient):
     await client.delete_preference("ann", "p0")
 
 
+async def test_questions_and_feedback(client: AsyncClient, services: Services):
+    question = await client.ask("ann", "a fish", idempotency_key="mine")
+    assert question.prompt == "a fish" and "/images/i0?" in question.left.url
+    for choice, pairs in (("right", 1), ("neither", 0)):
+        assert (await client.answer("ann", question, choice)).pairs_total == pairs
+    assert ("answer", "q0", "right") in services.questions.calls
+    asked = await client.ask("ann")
+    assert services.questions.calls[-1][1] is None and asked.right.image_id == "i1"
+    said = await client.give_feedback("ann", question.left, True)
+    assert (said.image_id, said.liked) == ("i0", True)
+    await client.delete_feedback("ann", said)
+    assert services.feedback.calls[-1] == ("delete", "f0")
+
+
+async def test_versions_and_taste_codes(client: AsyncClient, services: Services):
+    await client.put_user("ann")
+    await client.embedding("ann", 1)
+    assert services.users.calls[-1] == ("embedding", 1)
+    page = await client.embeddings_page("ann", "7", 2)
+    assert page.embeddings[0].version == 1 and services.users.calls[-1] == ("embeddings", "7", 2)
+    assert (await client.add_taste_code("ann")).version == 1
+    code = await client.add_taste_code("ann", 3)
+    assert code.version == 3 and [c.code for c in await client.taste_codes("ann")] == [code.code]
+    await client.generate("fish", users=[UserWeight(taste_code=code.code, weight=-1.0)])
+    ((_, body),) = services.generations.calls
+    assert (body.wanted[0].taste_code, body.wanted[0].weight) == (code.code, -1.0)
+    await client.delete_taste_code("ann", code)
+    assert services.taste_codes.calls[-1] == ("delete", "taste_0")
+
+
 async def test_images(client: AsyncClient):
     held = await client.upload_image(png())
     assert await client.get_image(held) == png()

@@ -106,6 +106,16 @@ async def test_to_who_does_not_watch_only_the_pictures_are_told(actor: Diffuser)
     assert sorted(e.image for e in events if isinstance(e, Finished)) == [0, 1]
 
 
+def test_each_picture_has_its_own_users(actor: Diffuser) -> None:
+    shared, left, right = (np.full((1, 4), number, np.float32) for number in range(3))
+    request = ask(n=2, users=[(shared, 0.5)], own_users=[[(left, 1.0)], [(right, -1.0)]])
+    wanted = [actor._wanted(request, image) for image in range(2)]
+    assert [(one.seed, one.users) for one in wanted] == [
+        (7, ((shared, 0.5), (left, 1.0))),
+        (8, ((shared, 0.5), (right, -1.0))),
+    ]
+
+
 async def test_the_place_in_the_queue(actor: Diffuser, held: Held) -> None:
     held.go_on.clear()
     first = asyncio.create_task(all_of(actor, ask(n=2)))

@@ -13,13 +13,16 @@ from ppd_serve.api import docs, problems
 from ppd_serve.api.cors import Cors
 from ppd_serve.api.edge import Edge
 from ppd_serve.api.routes import (
+    feedback,
     generate,
     generations,
     health,
     images,
     openai,
     preferences,
+    questions,
     releases,
+    taste_codes,
     users,
 )
 from ppd_serve.api.services import Services
@@ -48,7 +51,10 @@ def create_app(services: Services, cors_origins: Sequence[str] = ()) -> FastAPI:
     if cors_origins:
         app.add_middleware(Cors, cors_origins)  # around the Edge: its errors can be read, too
     problems.install(app)
-    for resource in (users, preferences, images, generate, generations, openai, releases, health):
+    for resource in (
+        users, preferences, questions, feedback, taste_codes, images, generate, generations,
+        openai, releases, health,
+    ):  # fmt: skip
         app.include_router(resource.router)
 
     @app.get("/docs", include_in_schema=False)

@@ -85,12 +85,25 @@ class PreferencesIn(Request):
     pairs: Annotated[list[PairIn], Field(min_length=1, max_length=LIMITS.pairs)]
 
 
-class UserWeight(Request):
-    """``version``: draw only if this is still the user's version, else 409."""
+Version = Annotated[int, Field(ge=0, lt=2**53)]
 
-    user_id: Id
+
+class UserWeight(Request):
+    """A user, or the taste code of one. ``version``: of the user's taste, the newest if it is left
+    out; 409 where that version is not kept."""
+
+    user_id: Id | None = None
+    taste_code: Id | None = None
     weight: Annotated[float, Field(ge=LIMITS.weight[0], le=LIMITS.weight[1])] = 1.0
-    version: Annotated[int, Field(ge=0)] | None = None
+    version: Version | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> UserWeight:
+        if (self.user_id is None) == (self.taste_code is None):
+            raise PydanticCustomError("user", "Give either user_id or taste_code")
+        if self.taste_code is not None and self.version is not None:
+            raise PydanticCustomError("version", "A taste code is of one version")
+        return self
 
 
 class GenerateIn(Request):
@@ -223,9 +236,11 @@ class GeneratedImage(BaseModel):
 
 
 class UserUsed(BaseModel):
-    """``personalized`` is false for a user without an embedding: the base picture."""
+    """``personalized`` is false for a user without an embedding: the base picture. Who was asked
+    for by a taste code is told by the end of that code alone."""
 
-    user_id: str
+    user_id: str | None = Field(None, exclude_if=_is_none)
+    taste_code: str | None = Field(None, exclude_if=_is_none)
     weight: float
     personalized: bool
     version: int | None

@@ -14,6 +14,15 @@ from fastapi import Depends, Request
 
 from ppd_serve.api.auth import Access, Keys
 from ppd_serve.api.events import Drawn, Format, Listener, Painted
+from ppd_serve.api.loop_schemas import (
+    EmbeddingVersionsOut,
+    FeedbackIn,
+    FeedbackOut,
+    QuestionIn,
+    TasteCodeIn,
+    TasteCodeOut,
+    TasteCodesOut,
+)
 from ppd_serve.api.schemas import (
     EmbeddingOut,
     GenerateIn,
@@ -27,7 +36,7 @@ from ppd_serve.api.schemas import (
 )
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import PPDError
-from ppd_serve.storage.values import Idempotency
+from ppd_serve.storage.values import Choice, Idempotency
 
 
 class Users(Protocol):
@@ -39,7 +48,11 @@ class Users(Protocol):
     async def delete(self, project: str, user_id: str) -> None:
         """Forget everything, and stop what is being drawn for the user."""
 
-    async def embedding(self, project: str, user_id: str) -> EmbeddingOut: ...
+    async def embedding(self, project: str, user_id: str, version: int | None) -> EmbeddingOut: ...
+
+    async def embeddings(
+        self, project: str, user_id: str, cursor: str | None, limit: int
+    ) -> EmbeddingVersionsOut: ...
 
     async def neighbors(self, project: str, user_id: str, k: int) -> NeighborsOut: ...
 
@@ -55,6 +68,47 @@ class Preferences(Protocol):
     ) -> PairsOut: ...
 
     async def delete(self, project: str, user_id: str, pair_id: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question; ``left`` and ``right`` are ids of pictures."""
+
+    question_id: str
+    prompt: str
+    left: str
+    right: str
+
+
+class Questions(Protocol):
+    async def ask(
+        self, project: str, user_id: str, body: QuestionIn, idempotency: Idempotency | None
+    ) -> Asked:
+        """Draw what would tell most. Being cancelled stops it, unless a key was given."""
+
+    async def answer(
+        self, project: str, user_id: str, question_id: str, choice: Choice
+    ) -> PreferencesOut:
+        """Commit, wait a little for the encoder."""
+
+
+class Feedback(Protocol):
+    async def put(
+        self, project: str, user_id: str, body: FeedbackIn, idempotency: Idempotency | None
+    ) -> FeedbackOut: ...
+
+    async def delete(self, project: str, user_id: str, feedback_id: str) -> None: ...
+
+
+class TasteCodes(Protocol):
+    async def add(
+        self, project: str, user_id: str, body: TasteCodeIn, idempotency: Idempotency | None
+    ) -> TasteCodeOut: ...
+
+    async def list(self, project: str, user_id: str) -> TasteCodesOut: ...
+
+    async def delete(self, project: str, user_id: str, code: str) -> None:
+        """Withdraw it, and stop what is being drawn with it."""
 
 
 class Images(Protocol):
@@ -151,6 +205,9 @@ class Services:
 
     users: Users
     preferences: Preferences
+    questions: Questions
+    feedback: Feedback
+    taste_codes: TasteCodes
     images: Images
     generations: Generations
     status: Status

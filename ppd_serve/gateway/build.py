@@ -11,15 +11,18 @@ from ppd_serve.api.services import Services
 from ppd_serve.gateway.blends import Blends
 from ppd_serve.gateway.drawing import Easel
 from ppd_serve.gateway.feed import Feed
+from ppd_serve.gateway.feedback import FeedbackService
 from ppd_serve.gateway.generations import DrawingService
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.images import ImageService
 from ppd_serve.gateway.keys import KnownKeys
 from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
 from ppd_serve.gateway.preferences import PreferenceService
+from ppd_serve.gateway.questions import QuestionService
 from ppd_serve.gateway.records import Records
 from ppd_serve.gateway.running import Jobs, Tasks, Threads
 from ppd_serve.gateway.status import StatusService
+from ppd_serve.gateway.taste_codes import TasteCodeService
 from ppd_serve.gateway.tastes import Tastes
 from ppd_serve.gateway.unread import Unread
 from ppd_serve.gateway.users import UserService
@@ -51,6 +54,9 @@ def build_services(
     unread = Unread(store, db, tasks, tastes)
     records = Records(store, db, tasks, release.name)
     easel = Easel(jobs, Blends(store, db, tastes), records, diffuser, release.name)
+    preferences = PreferenceService(
+        store, db, decoders, tasks, idempotency_keys, tastes, unread, feed, jobs
+    )
     status = StatusService(store, db, feed, encoder, diffuser, release)
 
     @asynccontextmanager
@@ -73,9 +79,12 @@ def build_services(
 
     return Services(
         users=UserService(store, db, tasks, jobs, index, feed, space),
-        preferences=PreferenceService(
-            store, db, decoders, tasks, idempotency_keys, tastes, unread, feed
+        preferences=preferences,
+        questions=QuestionService(
+            store, db, tasks, jobs, idempotency_keys, tastes, preferences, diffuser, release
         ),
+        feedback=FeedbackService(store, db, tasks, idempotency_keys),
+        taste_codes=TasteCodeService(store, db, tasks, jobs, idempotency_keys, space),
         images=ImageService(store, db, decoders, tasks, idempotency_keys),
         generations=DrawingService(
             store, db, tasks, idempotency_keys, easel, records, diffuser, release

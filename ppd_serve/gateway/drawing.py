@@ -79,11 +79,10 @@ class Easel:
     async def draw(self, project: str, drawing: Drawing) -> Drawn:
         """Everything but the end is told in the drawing's log."""
         body, stages = drawing.body, Stages()
-        keys = await self._blends.keys(project, body)
-        incarnations = {user_id: key.incarnation for user_id, key in keys.items()}
-        with self._jobs.running(drawing.job, project, incarnations):
+        blend = await self._blends.found(project, body)
+        with self._jobs.running(drawing.job, project, blend.incarnations, blend.codes):
             with stages("taste"):
-                tastes = await drawing.job.run(self._blends.tastes(project, body, keys))
+                tastes = await drawing.job.run(self._blends.tastes(project, body, blend))
             drawing.users = list(map(used, body.wanted, tastes))
             seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
             events = self._diffuser.draw(drawing.request(seed, tastes))
@@ -91,7 +90,7 @@ class Easel:
                 with stages("draw"):
                     first = await drawing.job.run(_next(events))
                 # No record before the engine has it: what it refuses must cost nothing.
-                record = await self._records.begin(project, body, seed, incarnations, drawing.users)
+                record = await self._records.begin(project, body, seed, blend, drawing.users)
                 return await self._follow(project, drawing, record, first, events, stages)
             finally:
                 await events.aclose()

@@ -176,7 +176,7 @@ class DrawingService:
             fresh.append(await self._easel.draw(project, drawing))
             return {"id": fresh[0].id}
 
-        names = {user.user_id for user in drawing.body.wanted}
+        names = {user.user_id for user in drawing.body.wanted if user.user_id is not None}
         answer = await self._idempotency.once(project, idempotency, draw, names)
         return fresh[0] if fresh else await self._again(project, drawing, answer["id"])
 

@@ -14,13 +14,16 @@ import numpy as np
 from ppd_serve.api.events import Format, Preview, Queued, Step
 from ppd_serve.preferences.pairs import Pair
 
+Users = Sequence[tuple[np.ndarray, float]]  # (embedding float32 [rows, dim], weight) of each
+
 
 @dataclass(frozen=True)
 class DrawRequest:
     """Pictures of one prompt, one per seed. None: the release's default.
 
-    users: (embedding float32 ``[rows, dim]``, weight) of each user who has a say. watched: whether
-    steps are told. previews: how many are wanted of each picture, at most.
+    users: those who have a say in every picture. own_users: of each picture, those who also have a
+    say in it (None: nobody). watched: whether steps are told. previews: how many are wanted of each
+    picture, at most.
     """
 
     prompt: str
@@ -32,9 +35,14 @@ class DrawRequest:
     guidance_scale: float | None
     sampler: str | None
     preference_scale: float | None
-    users: Sequence[tuple[np.ndarray, float]]
+    users: Users
+    own_users: Sequence[Users] | None = None
     watched: bool = False
     previews: int = 0
+
+    def users_of(self, image: int) -> Users:
+        """Who has a say in picture number ``image``."""
+        return self.users if self.own_users is None else [*self.users, *self.own_users[image]]
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,33 @@ class IndexRow:
     values: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What pairs tell of a taste: the embedding, float32 ``[rows, dim]``, the profile in words, and
+    how many bits the answer to the next question is expected to tell (None: that isn't known)."""
+
+    values: np.ndarray
+    profile: str | None
+    bits: float | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """Draw one picture with each of these embeddings, float32 ``[rows, dim]``, and ask which is
+    preferred; the answer is expected to tell so many bits of the taste."""
+
+    left: np.ndarray
+    right: np.ndarray
+    bits: float
+
+
 class EncoderPort(Protocol):
-    async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
-        """The embedding, float32 ``[rows, dim]``, and the profile in words."""
+    async def embed(self, pairs: Sequence[Pair]) -> Reading:
+        """Of at least one pair."""
+
+    async def ask(self, pairs: Sequence[Pair]) -> Question:
+        """What to ask somebody who has made these choices, or none yet. Raises ``Unsupported`` when
+        the release asks no questions."""
 
     async def beat(self) -> None:
         """Returns when the encoder is there and warm."""

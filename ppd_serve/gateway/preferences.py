@@ -17,7 +17,8 @@ from ppd_serve.api.schemas import (
 from ppd_serve.errors import NotFound, Unavailable
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.idempotency import IdempotencyKeys
-from ppd_serve.gateway.running import Tasks, Threads
+from ppd_serve.gateway.running import Jobs, Tasks, Threads
+from ppd_serve.gateway.taste_codes import stop_withdrawn
 from ppd_serve.gateway.tastes import Tastes
 from ppd_serve.gateway.unread import Unread
 from ppd_serve.gateway.users import embedding_state
@@ -37,8 +38,10 @@ class PreferenceService:
         tastes: Tastes,
         unread: Unread,
         feed: Feed,
+        jobs: Jobs,
     ) -> None:
         self._store, self._db, self._decoders, self._tasks = store, db, decoders, tasks
+        self._jobs = jobs
         self._idempotency, self._tastes = idempotency_keys, tastes
         self._unread, self._feed = unread, feed
 
@@ -59,40 +62,37 @@ class PreferenceService:
             raise
         if added.answer is not None:
             return PreferencesOut.model_validate(added.answer)
-        answer = await self._answer(project, added)
+        answer = await self.answer(project, added)
         if idempotency is not None:
             await self._idempotency.keep(project, idempotency, answer.model_dump())
         return answer
 
-    async def _answer(self, project: str, added: AddedPairs) -> PreferencesOut:
+    async def answer(self, project: str, added: AddedPairs) -> PreferencesOut:
         """The pairs are committed: from here on everything that fails means ``pending``."""
-        state, profile = None, None
+        stored = await self._stored(project, added)
+        if stored is not None and stored.version >= added.version:  # somebody has read it by now
+            return self._told(added, stored)
         who = (project, added.user_id, added.incarnation, added.version)
         try:
             taste = await self._tastes.read(*who)
+        except NotFound:
+            pass  # deleted meanwhile: there is nothing left to read
+        except Exception as error:
+            log.warning("pairs are committed and wait for the encoder: %r", error)
+            self._unread.later(*who)
+        else:
             state = EmbeddingState(
                 space=self._tastes.space,
                 version=taste.version,
                 pairs_used=taste.pairs_used,
                 status="current",
             )
-            profile = taste.profile
-        except NotFound:
-            pass  # deleted meanwhile: there is nothing left to read
-        except Exception as error:
-            log.warning("pairs are committed and wait for the encoder: %r", error)
-            self._unread.later(*who)
-        if state is None:
-            stored = await self._stored(project, added)
-            state = embedding_state(self._tastes.space, added.version, stored)
-            profile = stored.profile if stored else None
-        return PreferencesOut(
-            user_id=added.user_id,
-            pair_ids=added.pair_ids,
-            pairs_total=added.pairs_total,
-            embedding=state,
-            profile=profile,
-        )
+            return _answer(added, state, taste.profile)
+        return self._told(added, await self._stored(project, added))
+
+    def _told(self, added: AddedPairs, stored: Embedding | None) -> PreferencesOut:
+        state = embedding_state(self._tastes.space, added.version, stored)
+        return _answer(added, state, stored.profile if stored else None)
 
     async def _stored(self, project: str, added: AddedPairs) -> Embedding | None:
         try:
@@ -121,11 +121,24 @@ class PreferenceService:
         await self._tasks.run(self._delete(project, user_id, pair_id))
 
     async def _delete(self, project: str, user_id: str, pair_id: str) -> None:
-        user = await self._db(self._store.delete_pair, project, user_id, pair_id)
+        try:
+            user = await self._db(self._store.delete_pair, project, user_id, pair_id)
+        finally:  # it may also fail after its commit, while it cleans up
+            await stop_withdrawn(self._store, self._db, self._jobs, project)
         if user is not None and user.pairs_total:
             # Pictures wait for a new reading from now on: begin it.
             self._unread.later(project, user_id, user.incarnation, user.version)
         await self._feed.must_sync()  # the embedding went, too, now or in an earlier call
+
+
+def _answer(added: AddedPairs, state: EmbeddingState, profile: str | None) -> PreferencesOut:
+    return PreferencesOut(
+        user_id=added.user_id,
+        pair_ids=added.pair_ids,
+        pairs_total=added.pairs_total,
+        embedding=state,
+        profile=profile,
+    )
 
 
 def _checked(body: PreferencesIn) -> list[NewPair]:

@@ -18,6 +18,7 @@ from ppd_serve.errors import (
     PPDError,
     Unavailable,
 )
+from ppd_serve.gateway.blends import Blend, masked
 from ppd_serve.gateway.event_log import EventLog
 from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.storage.store import Generation, GenerationState, NewImage, Store
@@ -36,16 +37,22 @@ class Records:
         project: str,
         body: GenerateIn,
         seed: int,
-        incarnations: Mapping[str, str],
+        blend: Blend,
         users: Sequence[UserUsed],
     ) -> Generation:
-        """``seed``: of the first picture. Raises ``NotFound`` if a user is no longer there."""
+        """``seed``: of the first picture. Raises ``NotFound`` if a user or a taste code is no
+        longer there."""
+        request = {**body.model_dump(exclude_none=True), "seed": seed}
+        for user in request.get("users", []):
+            if "taste_code" in user:
+                user["taste_code"] = masked(user["taste_code"])
         return await self._db(
             self._store.create_generation,
             project,
-            {**body.model_dump(exclude_none=True), "seed": seed},
-            incarnations,
+            request,
+            blend.incarnations,
             {"release": self._release, "users": [user.model_dump() for user in users]},
+            list(blend.codes),
         )
 
     async def is_running(self, project: str, generation_id: str) -> None:
@@ -54,8 +61,9 @@ class Records:
     async def keep(
         self, project: str, record: Generation, image: int, png: bytes, size: tuple[int, int]
     ) -> Painted:
-        """Store picture number ``image``. A user deleted meanwhile took the record along:
-        ``NotFound``; somebody cancelled it in another process: ``Cancelled``."""
+        """Store picture number ``image``. A user deleted meanwhile took the record along, or a
+        taste code was withdrawn: ``NotFound``; somebody cancelled it in another process:
+        ``Cancelled``."""
         try:
             stored = await self._db(
                 self._store.add_image, project, NewImage(png, "image/png", *size), "generated",
@@ -96,10 +104,10 @@ class Records:
 
     async def _ended_elsewhere(self, project: str, record: Generation) -> PPDError:
         try:
-            await self.get(project, record.generation_id)
+            ended = await self.get(project, record.generation_id)
         except NotFound:
             return NotFound("This user was deleted")
-        return Cancelled()
+        return Cancelled() if ended.error is None else _error(ended.error)
 
     async def get(self, project: str, generation_id: str) -> Generation:
         """Raises ``NotFound``."""

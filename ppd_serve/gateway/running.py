@@ -1,12 +1,12 @@
 """Threads for calls that block, tasks that outlive the request that started them, and jobs that
-end with the user they are for."""
+end with the user, or the taste code, that they are for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -95,22 +95,36 @@ class Job:
 
 
 class Jobs:
-    """The jobs under way, and whom they are for."""
+    """The jobs under way, whom they are for and by which taste codes."""
 
     def __init__(self) -> None:
         self._users: dict[Job, tuple[str, Mapping[str, str]]] = {}
+        self._codes: dict[Job, tuple[str, frozenset[str]]] = {}
 
     @contextmanager
-    def running(self, job: Job, project: str, users: Mapping[str, str]) -> Iterator[None]:
-        """Inside, the job is stopped when one of ``users`` (id → incarnation) is deleted."""
+    def running(
+        self, job: Job, project: str, users: Mapping[str, str], codes: Iterable[str] = ()
+    ) -> Iterator[None]:
+        """Inside, the job is stopped when one of ``users`` (id → incarnation) is deleted, or one of
+        the taste ``codes`` goes."""
         self._users[job] = project, users
+        self._codes[job] = project, frozenset(codes)
         try:
             yield
         finally:
-            del self._users[job]
+            del self._users[job], self._codes[job]
 
     def stop(self, project: str, user_id: str, living: str | None, reason: PPDError) -> None:
         """Stop what is for an incarnation of this user other than the ``living`` one."""
         for job, (place, users) in list(self._users.items()):
             if place == project and users.get(user_id, living) != living:
+                job.stop(reason)
+
+    def codes(self, project: str) -> set[str]:
+        """The taste codes in use."""
+        return {code for place, codes in self._codes.values() if place == project for code in codes}
+
+    def stop_codes(self, gone: set[str], reason: PPDError) -> None:
+        for job, (_, codes) in list(self._codes.items()):
+            if codes & gone:
                 job.stop(reason)

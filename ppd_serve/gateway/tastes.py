@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppd_serve.errors import EncoderUnavailable, NotFound, PPDError
+from ppd_serve.errors import EncoderUnavailable, NotFound, PPDError, Unsupported
 from ppd_serve.gateway.feed import Feed
-from ppd_serve.gateway.ports import EncoderPort, IndexPort
+from ppd_serve.gateway.ports import EncoderPort, IndexPort, Question, Reading
 from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.storage.store import Store
@@ -94,11 +94,11 @@ class Tastes:
                 raise NotFound("This user was deleted")
             if not loaded.pairs:
                 return Taste(loaded.version, None, 0)
-            values, profile = await self._embed(loaded.pairs)
-            used = len(loaded.pairs)
+            reading = await self._embed(loaded.pairs)
+            values, profile, used = reading.values, reading.profile, len(loaded.pairs)
             if await self._db(
                 self._store.put_embedding, project, user_id, incarnation, loaded.version,
-                self.space, values, used, profile,
+                self.space, values, used, profile, reading.bits,
             ):  # fmt: skip
                 await self._feed.try_to_sync()
                 return Taste(loaded.version, values, used, profile)
@@ -107,16 +107,27 @@ class Tastes:
                 return Taste(stored.version, stored.values, stored.pairs_used, stored.profile)
             # Something was deleted meanwhile: what came of it is nobody's taste. Look again.
 
-    async def _embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
+    async def _embed(self, pairs: Sequence[Pair]) -> Reading:
         try:
-            values, profile = await self._encoder.embed(pairs)
+            reading = await self._encoder.embed(pairs)
         except Exception as error:
             log.warning("the encoder failed: %r", error)
             raise EncoderUnavailable(retry_after=2) from error
-        if values.ndim != 2 or not np.isfinite(values).all():
-            log.error("the encoder made numbers %s that are no embedding", values.shape)
+        if reading.values.ndim != 2 or not np.isfinite(reading.values).all():
+            log.error("the encoder made numbers %s that are no embedding", reading.values.shape)
             raise EncoderUnavailable("The encoder can't read this user's pairs", retry_after=60)
-        return values, profile
+        return reading
+
+    async def ask(self, pairs: Sequence[Pair]) -> Question:
+        """What to ask next. Raises ``EncoderUnavailable``, ``Unsupported``."""
+        try:
+            async with asyncio.timeout(self._wait):
+                return await self._encoder.ask(pairs)
+        except Unsupported:
+            raise
+        except Exception as error:
+            log.warning("the encoder found no question: %r", error)
+            raise EncoderUnavailable(retry_after=2) from error
 
     async def current(self, project: str, user_id: str, key: UserKey) -> Taste:
         """The taste at ``key.version``: from the index, else the database, else the encoder."""
@@ -130,6 +141,13 @@ class Tastes:
             if stored is not None and stored.incarnation == key.incarnation:
                 return Taste(stored.version, stored.values, stored.pairs_used)
         return await self.read(project, user_id, key.incarnation, key.version)
+
+    async def at(self, project: str, user_id: str, incarnation: str, version: int) -> Taste | None:
+        """The taste at a version that is stored; None when it is not."""
+        stored = await self._db(self._store.get_embedding, project, user_id, self.space, version)
+        if stored is None or stored.incarnation != incarnation:
+            return None
+        return Taste(version, stored.values, stored.pairs_used, stored.profile)
 
     async def _cached(self, name: str) -> tuple[int, np.ndarray] | None:
         try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from ppd_serve.api.loop_schemas import EmbeddingVersionOut, EmbeddingVersionsOut
 from ppd_serve.api.schemas import EmbeddingOut, EmbeddingState, Neighbor, NeighborsOut, UserOut
-from ppd_serve.errors import NotFound
+from ppd_serve.errors import InvalidInput, NotFound
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.ports import IndexPort
 from ppd_serve.gateway.running import Jobs, Tasks, Threads
+from ppd_serve.gateway.taste_codes import stop_withdrawn
 from ppd_serve.storage.store import Embedding, Store, User
 from ppd_serve.storage.values import index_id
 
 ENOUGH_PAIRS = 4  # one full chunk
+# Of the one bit that an answer can tell at most: below, it would take more than twenty answers to
+# learn as much as from one that nobody could have guessed.
+ENOUGH_BITS = 0.05
 
 
 def embedding_state(space: str, version: int, stored: Embedding | None) -> EmbeddingState:
@@ -23,6 +28,14 @@ def embedding_state(space: str, version: int, stored: Embedding | None) -> Embed
         pairs_used=stored.pairs_used,
         status="current" if stored.version >= version else "pending",
     )
+
+
+def ask_more(user: User, stored: Embedding | None) -> bool:
+    """Whether another answer would help, by what the next one is expected to tell; by the number of
+    pairs where that is not known."""
+    if stored is None or stored.version < user.version or stored.bits is None:
+        return user.pairs_total < ENOUGH_PAIRS
+    return stored.bits > ENOUGH_BITS
 
 
 class UserService:
@@ -55,7 +68,7 @@ class UserService:
             if user.pairs_total
             else None,
             profile=stored.profile if stored else None,
-            ask_more=user.pairs_total < ENOUGH_PAIRS,
+            ask_more=ask_more(user, stored),
         )
 
     async def delete(self, project: str, user_id: str) -> None:
@@ -69,13 +82,15 @@ class UserService:
         await self._feed.must_sync()  # also the second time: the first may have failed here
 
     async def _stop_work(self, project: str, user_id: str) -> None:
-        """Stop what is being read and drawn for the user who is no longer there."""
+        """Stop what is being read and drawn for the user who is no longer there, or with a taste
+        code of theirs."""
         keys = await self._db(self._store.user_keys, project, [user_id], self._space)
         living = keys[user_id].incarnation if user_id in keys else None
         self._jobs.stop(project, user_id, living, NotFound("This user was deleted"))
+        await stop_withdrawn(self._store, self._db, self._jobs, project)
 
-    async def embedding(self, project: str, user_id: str) -> EmbeddingOut:
-        stored = await self._need(project, user_id)
+    async def embedding(self, project: str, user_id: str, version: int | None) -> EmbeddingOut:
+        stored = await self._need(project, user_id, version)
         rows, dim = stored.values.shape
         return EmbeddingOut(
             space=stored.space,
@@ -83,6 +98,22 @@ class UserService:
             shape=(rows, dim),
             values=stored.values.tolist(),
         )
+
+    async def embeddings(
+        self, project: str, user_id: str, cursor: str | None, limit: int
+    ) -> EmbeddingVersionsOut:
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+            raise InvalidInput("This is no cursor of ours", field="cursor")
+        before = None if cursor is None else int(cursor)
+        found = await self._db(
+            self._store.embedding_versions, project, user_id, self._space, before, limit + 1
+        )
+        page = [
+            EmbeddingVersionOut(version=one.version, pairs_used=one.pairs_used)
+            for one in found[:limit]
+        ]
+        more = len(found) > limit
+        return EmbeddingVersionsOut(embeddings=page, next=str(page[-1].version) if more else None)
 
     async def neighbors(self, project: str, user_id: str, k: int) -> NeighborsOut:
         stored = await self._need(project, user_id)
@@ -100,12 +131,16 @@ class UserService:
         ]
         return NeighborsOut(neighbors=living[:k])
 
-    async def _need(self, project: str, user_id: str) -> Embedding:
-        stored = await self._stored(project, user_id)
+    async def _need(self, project: str, user_id: str, version: int | None = None) -> Embedding:
+        stored = await self._stored(project, user_id, version)
         if stored is None:
             await self._db(self._store.get_user, project, user_id)  # unknown, or just no taste yet?
+            if version is not None:
+                raise NotFound("There is no embedding of this version", field="version")
             raise NotFound("This user has no embedding yet")
         return stored
 
-    async def _stored(self, project: str, user_id: str) -> Embedding | None:
-        return await self._db(self._store.get_embedding, project, user_id, self._space)
+    async def _stored(
+        self, project: str, user_id: str, version: int | None = None
+    ) -> Embedding | None:
+        return await self._db(self._store.get_embedding, project, user_id, self._space, version)

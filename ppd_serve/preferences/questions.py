@@ -41,12 +41,13 @@ class Questioner:
     choices: ChoiceModel
     response: Array
 
-    def next(self, differences: Array) -> Question:
+    def next(self, differences: Array | list[Array]) -> Question:
         """The question for somebody who has made choices, φ(preferred) − φ(rejected): ``[n, d]``.
 
         Directions are looked for where the belief, seen through the response, is wide: its main
         axes, and differences of tastes drawn from it. The same choices make the same question.
         """
+        differences = np.reshape(differences, (-1, len(self.choices.mean)))
         taste = self.choices.fit(differences) if len(differences) else self.choices.prior
         response = self.response.reshape(-1, self.response.shape[-1])  # [rows·dim, d]
         directions = _directions(taste, response)

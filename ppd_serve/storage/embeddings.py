@@ -1,20 +1,27 @@
-"""Preference embeddings, and the sequence of their changes that indexes follow."""
+"""Preference embeddings, newest and past, and the sequence of their changes that indexes follow.
+
+Past ones stay for as long as no pair that they have read is deleted. There is no other bound: each
+came with new pairs, whose pictures take more room."""
 
 from __future__ import annotations
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import select, true, union_all
 
 from ppd_serve.errors import NotFound
 from ppd_serve.storage.base import StoreBase, next_sequence
 from ppd_serve.storage.records import (
     EmbeddingRecord,
     IdentityRecord,
+    PastEmbeddingRecord,
     RemovalRecord,
     SequenceRecord,
+    UserRecord,
 )
-from ppd_serve.storage.users import locked_user
-from ppd_serve.storage.values import Change, Embedding
+from ppd_serve.storage.users import locked_user, unknown_user
+from ppd_serve.storage.values import Change, Embedding, EmbeddingVersion
+
+_COLUMNS = PastEmbeddingRecord.__table__.columns.keys()
 
 
 class EmbeddingStore(StoreBase):
@@ -28,10 +35,11 @@ class EmbeddingStore(StoreBase):
         values: np.ndarray,
         pairs_used: int,
         profile: str | None,
+        bits: float | None = None,
     ) -> bool:
         """Store ``values`` (float32 ``[rows, dim]``) if the incarnation still lives and
         ``version`` is higher than the stored one of this space, and no pair was deleted since;
-        false when it came too late."""
+        false when it came too late. The one before stays under its own version."""
         rows, dim = values.shape
         with self._database.write() as session:
             try:
@@ -49,6 +57,9 @@ class EmbeddingStore(StoreBase):
             if record is None:
                 record = EmbeddingRecord(project=project, user_id=user_id, space=space)
                 session.add(record)
+            else:
+                kept = {name: getattr(record, name) for name in _COLUMNS}
+                session.add(PastEmbeddingRecord(**kept))
             record.incarnation = incarnation
             record.version = version
             record.row_count = rows
@@ -56,14 +67,46 @@ class EmbeddingStore(StoreBase):
             record.data = np.ascontiguousarray(values, dtype="<f4").tobytes()
             record.pairs_used = pairs_used
             record.profile = profile
+            record.bits = bits
             record.sequence = sequence
             return True
 
-    def get_embedding(self, project: str, user_id: str, space: str) -> Embedding | None:
-        """The newest stored embedding of a space; ``None`` too when there is no such user."""
+    def get_embedding(
+        self, project: str, user_id: str, space: str, version: int | None = None
+    ) -> Embedding | None:
+        """The embedding of a version in a space, or the newest; ``None`` when it was never stored
+        or is gone, and when there is no such user."""
         with self._database.read() as session:
-            record = session.get(EmbeddingRecord, (project, user_id, space))
-            return None if record is None else _embedding_value(record)
+            name = {"project": project, "user_id": user_id, "space": space}
+            found: EmbeddingRecord | PastEmbeddingRecord | None
+            found = session.get(EmbeddingRecord, name)
+            if version is not None and (found is None or found.version != version):
+                found = session.get(PastEmbeddingRecord, {**name, "version": version})
+            return None if found is None else _embedding_value(found)
+
+    def embedding_versions(
+        self, project: str, user_id: str, space: str, before: int | None, limit: int
+    ) -> list[EmbeddingVersion]:
+        """The versions of which there is an embedding, newest first; of those below ``before``.
+        Raises ``NotFound`` for the user."""
+        with self._database.read() as session:
+            if session.get(UserRecord, (project, user_id)) is None:
+                raise unknown_user()
+            stored = union_all(
+                *(
+                    select(table.version, table.pairs_used).where(
+                        table.project == project, table.user_id == user_id, table.space == space
+                    )
+                    for table in (EmbeddingRecord, PastEmbeddingRecord)
+                )
+            ).subquery()
+            rows = session.execute(
+                select(stored)
+                .where(true() if before is None else stored.c.version < before)
+                .order_by(stored.c.version.desc())
+                .limit(limit)
+            )
+            return [EmbeddingVersion(*row) for row in rows]
 
     def changes(self, space: str, after: int = 0, limit: int = 1000) -> list[Change]:
         """The next changes of a space over all projects, in commit order; empty when caught up.
@@ -100,7 +143,7 @@ class EmbeddingStore(StoreBase):
             return session.scalars(select(SequenceRecord.value)).one()
 
 
-def _embedding_value(record: EmbeddingRecord) -> Embedding:
+def _embedding_value(record: EmbeddingRecord | PastEmbeddingRecord) -> Embedding:
     return Embedding(
         project=record.project,
         user_id=record.user_id,
@@ -110,4 +153,5 @@ def _embedding_value(record: EmbeddingRecord) -> Embedding:
         values=np.frombuffer(record.data, dtype="<f4").reshape(record.row_count, record.dim),
         pairs_used=record.pairs_used,
         profile=record.profile,
+        bits=record.bits,
     )

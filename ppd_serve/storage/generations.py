@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Interrupted, NotFound
 from ppd_serve.storage.base import StoreBase, new_id
+from ppd_serve.storage.database import batches
 from ppd_serve.storage.records import (
+    GenerationCodeRecord,
     GenerationRecord,
     GenerationUserRecord,
     ImageRecord,
+    TasteCodeRecord,
     UserRecord,
 )
 from ppd_serve.storage.users import unknown_user
 from ppd_serve.storage.values import UNFINISHED, Generation, GenerationState
+from ppd_serve.storage.versions import WITHDRAWN
 
 
 class GenerationStore(StoreBase):
@@ -27,9 +31,11 @@ class GenerationStore(StoreBase):
         request: Mapping[str, Any],
         users: Mapping[str, str] | None = None,
         answer: Mapping[str, Any] | None = None,
+        codes: Sequence[str] = (),
     ) -> Generation:
         """A new ``queued`` record under a random id. ``users`` maps user id → incarnation; raises
-        ``NotFound`` when one of these incarnations is gone. ``request`` and ``answer`` are JSON."""
+        ``NotFound`` when one of these incarnations, or of these taste ``codes``, is gone.
+        ``request`` and ``answer`` are JSON."""
         users = users or {}
         now = self._clock()
         with self._database.write() as session:
@@ -41,6 +47,14 @@ class GenerationStore(StoreBase):
             )
             if dict(users) != {user_id: incarnation for user_id, incarnation in alive}:
                 raise unknown_user()
+            living = session.scalars(
+                select(TasteCodeRecord.code)
+                .where(TasteCodeRecord.project == project, TasteCodeRecord.code.in_(set(codes)))
+                .order_by(TasteCodeRecord.code)
+                .with_for_update(read=True)
+            ).all()
+            if set(living) != set(codes):
+                raise NotFound(WITHDRAWN, field="taste_code")
             record = GenerationRecord(
                 generation_id=new_id("gen"),
                 project=project,
@@ -59,6 +73,10 @@ class GenerationStore(StoreBase):
                     generation_id=record.generation_id, project=project, user_id=user_id
                 )
                 for user_id in users
+            )
+            session.add_all(
+                GenerationCodeRecord(generation_id=record.generation_id, code=code)
+                for code in living
             )
             return _generation_value(record, sorted(users), {})
 
@@ -89,6 +107,8 @@ class GenerationStore(StoreBase):
                 )
                 .returning(GenerationRecord.generation_id)
             ).all()
+            if state not in UNFINISHED:
+                _forget_codes(session, moved)
             return bool(moved)
 
     def get_generation(self, project: str, generation_id: str) -> Generation:
@@ -114,16 +134,23 @@ class GenerationStore(StoreBase):
     def _interrupt_of(self, session: Session, owners: Iterable[str]) -> int:
         """Fail what dead processes were drawing."""
         error = {"type": Interrupted.type, "detail": Interrupted.title}
-        return len(
-            session.scalars(
-                update(GenerationRecord)
-                .where(
-                    GenerationRecord.owner.in_(list(owners)),
-                    GenerationRecord.state.in_(UNFINISHED),
-                )
-                .values(state="failed", error=error, updated=self._clock())
-                .returning(GenerationRecord.generation_id)
-            ).all()
+        interrupted = session.scalars(
+            update(GenerationRecord)
+            .where(
+                GenerationRecord.owner.in_(list(owners)),
+                GenerationRecord.state.in_(UNFINISHED),
+            )
+            .values(state="failed", error=error, updated=self._clock())
+            .returning(GenerationRecord.generation_id)
+        ).all()
+        _forget_codes(session, interrupted)
+        return len(interrupted)
+
+
+def _forget_codes(session: Session, generation_ids: Sequence[str]) -> None:
+    for batch in batches(generation_ids):
+        session.execute(
+            delete(GenerationCodeRecord).where(GenerationCodeRecord.generation_id.in_(batch))
         )
 
 

@@ -16,7 +16,13 @@ from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage.base import StoreBase, new_id
 from ppd_serve.storage.blobs import Blobs, digest_of
 from ppd_serve.storage.database import batches, insert, storage_errors
-from ppd_serve.storage.records import BlobRecord, GenerationRecord, ImageRecord, PairRecord
+from ppd_serve.storage.records import (
+    BlobRecord,
+    FeedbackRecord,
+    GenerationRecord,
+    ImageRecord,
+    PairRecord,
+)
 from ppd_serve.storage.values import UNFINISHED, Image, ImageKind, NewImage
 
 _DAY = 24 * 3600.0
@@ -33,7 +39,7 @@ class ImageStore(StoreBase):
         generation_id: str | None = None,
         position: int | None = None,
     ) -> Image:
-        """Store a picture under a new random id. It expires when no pair uses it: uploads after
+        """Store a picture under a new random id. It expires when nothing uses it: uploads after
         24 h, generated ones after 7 d. With ``generation_id`` it belongs to that record, at
         ``position`` or in the order of calls. Raises ``NotFound`` when the record is gone (its
         user was deleted), ``Conflict`` when it has ended: a late picture is not kept."""
@@ -89,7 +95,7 @@ class ImageStore(StoreBase):
                 select(ImageRecord).where(
                     ImageRecord.image_id == image_id,
                     ImageRecord.project == project,
-                    or_(ImageRecord.expires > self._clock(), in_a_pair()),
+                    or_(ImageRecord.expires > self._clock(), in_use()),
                 )
             )
         if record is None:
@@ -97,12 +103,12 @@ class ImageStore(StoreBase):
         return record
 
     def delete_image(self, project: str, image_id: str) -> bool:
-        """False when there was none. Raises ``Conflict`` while a pair uses it."""
+        """False when there was none. Raises ``Conflict`` while a pair or feedback uses it."""
         with self._database.write() as session:
             record = session.get(ImageRecord, image_id, with_for_update=True)
             found = record is not None and record.project == project
             if found and not discard_images(session, [image_id]):
-                raise Conflict("A pair uses this image", field="image_id")
+                raise Conflict("A pair or feedback uses this image", field="image_id")
         self._drop_doomed_blobs()
         return found
 
@@ -112,7 +118,7 @@ class ImageStore(StoreBase):
             with self._database.write() as session:
                 expired = session.scalars(
                     select(ImageRecord.image_id)
-                    .where(ImageRecord.expires <= self._clock(), ~in_a_pair())
+                    .where(ImageRecord.expires <= self._clock(), ~in_use())
                     .limit(500)
                 ).all()
                 gone = discard_images(session, expired)
@@ -165,11 +171,12 @@ class ImageStore(StoreBase):
         return self._drop_doomed_blobs()
 
 
-def in_a_pair() -> ColumnElement[bool]:
-    """Whether the image of the enclosing query is in use. Two lookups, one for each index."""
+def in_use() -> ColumnElement[bool]:
+    """Whether a pair or feedback uses the image of the enclosing query. A lookup in each index."""
     return or_(
         exists().where(PairRecord.preferred_image_id == ImageRecord.image_id),
         exists().where(PairRecord.rejected_image_id == ImageRecord.image_id),
+        exists().where(FeedbackRecord.image_id == ImageRecord.image_id),
     )
 
 
@@ -212,7 +219,7 @@ def insert_image(
 
 
 def discard_images(session: Session, image_ids: Iterable[str]) -> int:
-    """Delete those that no pair uses and doom their blobs; how many there were."""
+    """Delete those that nothing uses and doom their blobs; how many there were."""
     dropped = 0
     for batch in batches(sorted(set(image_ids))):
         # Lock first and look second: a pair that is just being committed must be seen.
@@ -224,7 +231,7 @@ def discard_images(session: Session, image_ids: Iterable[str]) -> int:
         )
         digests = session.scalars(
             delete(ImageRecord)
-            .where(ImageRecord.image_id.in_(batch), ~in_a_pair())
+            .where(ImageRecord.image_id.in_(batch), ~in_use())
             .returning(ImageRecord.digest)
         ).all()
         session.scalars(

@@ -13,8 +13,8 @@ from ppd_serve.preferences.pairs import Pair
 from ppd_serve.storage.answers import AnswerStore
 from ppd_serve.storage.base import new_id
 from ppd_serve.storage.blobs import digest_of
-from ppd_serve.storage.database import batches, insert, storage_errors
-from ppd_serve.storage.images import discard_images, in_a_pair, insert_image
+from ppd_serve.storage.database import batches, storage_errors
+from ppd_serve.storage.images import discard_images, in_use, insert_image
 from ppd_serve.storage.records import (
     AnswerRecord,
     AnswerUserRecord,
@@ -24,8 +24,7 @@ from ppd_serve.storage.records import (
 )
 from ppd_serve.storage.users import (
     UserStore,
-    blank_user,
-    drop_embeddings,
+    created_user,
     locked_user,
     unknown_user,
     user_value,
@@ -40,6 +39,7 @@ from ppd_serve.storage.values import (
     StoredPair,
     User,
 )
+from ppd_serve.storage.versions import drop_versions
 
 _CURSOR = re.compile(r"[0-9]{1,18}")
 
@@ -91,15 +91,7 @@ class PairStore(UserStore, AnswerStore):
         self, session: Session, project: str, user_id: str, pairs: Sequence[NewPair]
     ) -> AddedPairs:
         now = self._clock()
-        session.execute(
-            insert(session, UserRecord)
-            .values(**blank_user(project, user_id, now))
-            .on_conflict_do_update(  # takes the lock that DO NOTHING would not take
-                index_elements=[UserRecord.project, UserRecord.user_id],
-                set_={"user_id": user_id},
-            )
-        )
-        user = locked_user(session, project, user_id)
+        user = created_user(session, project, user_id, now)
         images = self._images_of(session, project, pairs, now)
         pair_ids = []
         for number, (pair, (preferred, rejected)) in enumerate(zip(pairs, images, strict=True)):
@@ -108,6 +100,7 @@ class PairStore(UserStore, AnswerStore):
                 project=project,
                 user_id=user_id,
                 position=user.pairs_added + number,
+                version=user.version + 1,
                 prompt=pair.prompt,
                 preferred_image_id=preferred,
                 rejected_image_id=rejected,
@@ -136,7 +129,7 @@ class PairStore(UserStore, AnswerStore):
                 .where(
                     ImageRecord.project == project,
                     ImageRecord.image_id.in_(named),
-                    (ImageRecord.expires > now) | in_a_pair(),
+                    (ImageRecord.expires > now) | in_use(),
                 )
                 .order_by(ImageRecord.image_id)
                 .with_for_update(read=True)  # nobody deletes it before we have committed
@@ -221,27 +214,33 @@ class PairStore(UserStore, AnswerStore):
                     seen = view
 
     def delete_pair(self, project: str, user_id: str, pair_id: str) -> User | None:
-        """Delete one pair, and with it what was read from it: embeddings of every space and the
-        stored answers that tell of them. The user with its new version, or ``None`` if there was
-        no such pair."""
+        """Delete one pair, and with it what was read from it: every version of the taste since the
+        pair came, in every space, the taste codes of these, and the stored answers that tell of
+        them. The question that it answered goes, too. The user with its new version, or ``None``
+        if there was no such pair."""
         with self._database.write() as session:
             try:
                 user = locked_user(session, project, user_id)
             except NotFound:
                 user = None
-            images = (
+            gone = (
                 user
                 and session.execute(
                     delete(PairRecord)
                     .filter_by(project=project, user_id=user_id, pair_id=pair_id)
-                    .returning(PairRecord.preferred_image_id, PairRecord.rejected_image_id)
+                    .returning(
+                        PairRecord.version,
+                        PairRecord.preferred_image_id,
+                        PairRecord.rejected_image_id,
+                    )
                 ).one_or_none()
             )
-            if user and images:
+            if user and gone:
+                since, *images = gone
                 user.version += 1
                 user.pairs_total -= 1
                 user.least_version = user.version
-                drop_embeddings(session, user)
+                drop_versions(session, user, since, self._clock())
                 _forget_answers(session, user)
                 discard_images(
                     session,
@@ -251,7 +250,7 @@ class PairStore(UserStore, AnswerStore):
                         )
                     ),
                 )
-            deleted = user_value(user) if user and images else None
+            deleted = user_value(user) if user and gone else None
         self._drop_doomed_blobs()
         if deleted:
             self._database.scrub()

@@ -100,6 +100,20 @@ class GenerationUserRecord(Record):
     project: Mapped[str]
 
 
+class GenerationCodeRecord(Record):
+    """A taste code that an unfinished generation draws with. Once it has ended, nothing says whose
+    taste it was."""
+
+    __tablename__ = "generation_codes"
+
+    generation_id: Mapped[str] = mapped_column(
+        ForeignKey("generations.generation_id", ondelete="CASCADE"), primary_key=True
+    )
+    code: Mapped[str] = mapped_column(
+        ForeignKey("taste_codes.code", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
 class ImageRecord(Record):
     """A picture under its random id; many may share one blob."""
 
@@ -122,6 +136,8 @@ class ImageRecord(Record):
 
 
 class PairRecord(Record):
+    """``version``: the user's first with this pair in it; 0 where that is not known."""
+
     __tablename__ = "pairs"
     __table_args__ = (_of_user(), Index(None, "project", "user_id", "position", unique=True))
 
@@ -129,29 +145,96 @@ class PairRecord(Record):
     project: Mapped[str]
     user_id: Mapped[str]
     position: Mapped[int]
+    version: Mapped[int]
     prompt: Mapped[str] = mapped_column(Text)
     preferred_image_id: Mapped[str] = mapped_column(ForeignKey("images.image_id"), index=True)
     rejected_image_id: Mapped[str] = mapped_column(ForeignKey("images.image_id"), index=True)
     created: Mapped[float]
 
 
-class EmbeddingRecord(Record):
-    """The newest embedding of a user in a space; ``data`` is little-endian float32, row by row."""
+class QuestionRecord(Record):
+    """Two pictures that a user was asked about. It goes with the pair that its answer made. Its
+    pictures are named but not held: an unanswered question outlives them."""
 
-    __tablename__ = "embeddings"
-    __table_args__ = (_of_user(), Index(None, "space", "sequence", unique=True))
+    __tablename__ = "questions"
+    __table_args__ = (_of_user(), Index(None, "project", "user_id"))
+
+    question_id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    user_id: Mapped[str]
+    prompt: Mapped[str] = mapped_column(Text)
+    left_image_id: Mapped[str]
+    right_image_id: Mapped[str]
+    bits: Mapped[float]
+    choice: Mapped[str | None]
+    pair_id: Mapped[str | None] = mapped_column(
+        ForeignKey("pairs.pair_id", ondelete="CASCADE"), index=True
+    )
+    created: Mapped[float]
+
+
+class FeedbackRecord(Record):
+    """Whether a user likes a picture that was drawn here for ``prompt``."""
+
+    __tablename__ = "feedback"
+    __table_args__ = (_of_user(), Index(None, "project", "user_id", "image_id", unique=True))
+
+    feedback_id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    user_id: Mapped[str]
+    image_id: Mapped[str] = mapped_column(ForeignKey("images.image_id"), index=True)
+    prompt: Mapped[str] = mapped_column(Text)
+    liked: Mapped[bool]
+    created: Mapped[float]
+
+
+class _Reading:
+    """What was read of a user's pairs; ``data`` is little-endian float32, row by row. ``bits``:
+    how many the answer to the next question is expected to tell."""
 
     project: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(primary_key=True)
     space: Mapped[str] = mapped_column(primary_key=True)
     incarnation: Mapped[str]
-    version: Mapped[int]
     row_count: Mapped[int]
     dim: Mapped[int]
     data: Mapped[bytes] = mapped_column(LargeBinary)
     pairs_used: Mapped[int]
     profile: Mapped[str | None] = mapped_column(Text)
+    bits: Mapped[float | None]
+
+
+class EmbeddingRecord(_Reading, Record):
+    """The newest embedding of a user in a space."""
+
+    __tablename__ = "embeddings"
+    __table_args__ = (_of_user(), Index(None, "space", "sequence", unique=True))
+
+    version: Mapped[int]
     sequence: Mapped[int]
+
+
+class PastEmbeddingRecord(_Reading, Record):
+    """One that a newer one has replaced."""
+
+    __tablename__ = "past_embeddings"
+    __table_args__ = (_of_user(),)
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class TasteCodeRecord(Record):
+    """``code`` stands for one version of a user's taste. It is kept as it is: whoever reads this
+    table reads the embeddings in the next, and a code opens nothing else."""
+
+    __tablename__ = "taste_codes"
+    __table_args__ = (_of_user(), Index(None, "project", "user_id"))
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    user_id: Mapped[str]
+    version: Mapped[int]
+    created: Mapped[float]
 
 
 class RemovalRecord(Record):

@@ -1,4 +1,5 @@
-"""What must survive: users, pairs, embeddings, pictures, answers and generation records.
+"""What must survive: users, pairs, questions, feedback, embeddings, taste codes, pictures, answers
+and generation records.
 
 The database is the truth; blobs hold the pictures' bytes, by content; every cache and index is
 rebuilt from here. Each method is one transaction, blocks, and may be called from any thread.
@@ -18,19 +19,24 @@ from sqlalchemy import select, text
 from ppd_serve.storage.blobs import Blobs
 from ppd_serve.storage.database import Database, storage_errors
 from ppd_serve.storage.embeddings import EmbeddingStore
+from ppd_serve.storage.feedback import FeedbackStore
 from ppd_serve.storage.generations import GenerationStore
 from ppd_serve.storage.keys import KeyStore
 from ppd_serve.storage.owners import open_owners
-from ppd_serve.storage.pairs import PairStore
+from ppd_serve.storage.questions import QuestionStore
 from ppd_serve.storage.records import AnswerRecord, GenerationRecord
+from ppd_serve.storage.taste_codes import TasteCodeStore
 from ppd_serve.storage.unread import UnreadStore
 from ppd_serve.storage.values import (
     DEFAULT_PROJECT,
     UNFINISHED,
     AddedPairs,
     Change,
+    Choice,
     DeletedUser,
     Embedding,
+    EmbeddingVersion,
+    Feedback,
     Generation,
     GenerationState,
     Idempotency,
@@ -40,8 +46,10 @@ from ppd_serve.storage.values import (
     NewImage,
     NewPair,
     PairPage,
+    Question,
     StoredPair,
     Swept,
+    TasteCode,
     User,
     UserKey,
     index_id,
@@ -51,8 +59,11 @@ __all__ = [
     "DEFAULT_PROJECT",
     "AddedPairs",
     "Change",
+    "Choice",
     "DeletedUser",
     "Embedding",
+    "EmbeddingVersion",
+    "Feedback",
     "Generation",
     "GenerationState",
     "Idempotency",
@@ -62,18 +73,29 @@ __all__ = [
     "NewImage",
     "NewPair",
     "PairPage",
+    "Question",
     "Store",
     "StoredPair",
     "Swept",
+    "TasteCode",
     "User",
     "UserKey",
     "index_id",
 ]
 
 
-class Store(PairStore, EmbeddingStore, GenerationStore, UnreadStore, KeyStore):
-    """Open it with ``Store.open``. Its methods are in the files named after what they keep:
-    users, pairs, embeddings, images, answers (idempotency), generations, keys."""
+class Store(
+    QuestionStore,
+    FeedbackStore,
+    TasteCodeStore,
+    EmbeddingStore,
+    GenerationStore,
+    UnreadStore,
+    KeyStore,
+):
+    """Open it with ``Store.open``. Its methods are in the files named after what they keep: users,
+    pairs, questions, feedback, embeddings, taste codes, images, answers (idempotency),
+    generations, keys."""
 
     @classmethod
     def open(

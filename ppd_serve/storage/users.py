@@ -5,25 +5,26 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import NotFound
-from ppd_serve.storage.base import next_sequence
 from ppd_serve.storage.database import batches, insert
 from ppd_serve.storage.images import ImageStore, discard_images
 from ppd_serve.storage.records import (
     AnswerRecord,
     AnswerUserRecord,
     EmbeddingRecord,
+    FeedbackRecord,
     GenerationRecord,
     GenerationUserRecord,
     ImageRecord,
     PairRecord,
-    RemovalRecord,
+    QuestionRecord,
     UserRecord,
 )
 from ppd_serve.storage.values import DeletedUser, User, UserKey
+from ppd_serve.storage.versions import codes_of, drawn_with, drop_versions
 
 
 class UserStore(ImageStore):
@@ -49,10 +50,11 @@ class UserStore(ImageStore):
             return user_value(record)
 
     def delete_user(self, project: str, user_id: str) -> DeletedUser | None:
-        """Forget the user: pairs, embeddings of every space, stored answers, generation records,
-        the pictures of these, and all blobs that nobody else uses. ``None`` when there was no such
-        user. A picture stays if another user's pair also uses it, or if it was drawn in a
-        generation that was not this user's and still has its time."""
+        """Forget the user: pairs, questions, feedback, every embedding and taste code, stored
+        answers, generation records, the pictures of these, and all blobs that nobody else uses.
+        ``None`` when there was no such user. A picture stays if something of another user's also
+        uses it, or if it was drawn in a generation that was not this user's and still has its
+        time. What others are drawing with a taste code of this user ends."""
         with self._database.write() as session:
             try:
                 user = locked_user(session, project, user_id)
@@ -68,23 +70,29 @@ class UserStore(ImageStore):
 
     def _delete(self, session: Session, user: UserRecord) -> DeletedUser:
         mine = {"project": user.project, "user_id": user.user_id}
-        generation_ids = list(
-            session.scalars(  # locked, so that no picture is added to them from here on
-                select(GenerationRecord.generation_id)
-                .join(GenerationUserRecord)
-                .where(
-                    GenerationUserRecord.project == user.project,
-                    GenerationUserRecord.user_id == user.user_id,
+        own = select(GenerationUserRecord.generation_id).filter_by(**mine)
+        session.execute(
+            # Locked, so that no picture is added to them from here on; in one order with those of
+            # others that end here, so that two deletions never wait in a ring.
+            select(GenerationRecord.generation_id)
+            .where(
+                or_(
+                    GenerationRecord.generation_id.in_(own),
+                    GenerationRecord.generation_id.in_(drawn_with(codes_of(user))),
                 )
-                .order_by(GenerationRecord.generation_id)
-                .with_for_update(of=GenerationRecord)
             )
+            .order_by(GenerationRecord.generation_id)
+            .with_for_update()
         )
+        generation_ids = list(session.scalars(own.order_by(GenerationUserRecord.generation_id)))
         chosen: set[str] = set()
-        for left, right in session.execute(
-            select(PairRecord.preferred_image_id, PairRecord.rejected_image_id).filter_by(**mine)
+        for used in (
+            select(PairRecord.preferred_image_id, PairRecord.rejected_image_id),
+            select(QuestionRecord.left_image_id, QuestionRecord.right_image_id),
+            select(FeedbackRecord.image_id),
         ):
-            chosen |= {left, right}
+            for image_ids in session.execute(used.filter_by(**mine)):
+                chosen |= set(image_ids)
         drawn: set[str] = set()
         for batch in batches(generation_ids):
             drawn |= set(
@@ -115,7 +123,7 @@ class UserStore(ImageStore):
             )
         )
         session.execute(delete(PairRecord).filter_by(**mine))
-        drop_embeddings(session, user)
+        drop_versions(session, user, 0, self._clock())
         session.delete(user)
         session.flush()
         discard_images(session, (chosen | drawn) - others)
@@ -183,6 +191,19 @@ def locked_user(session: Session, project: str, user_id: str) -> UserRecord:
     return record
 
 
+def created_user(session: Session, project: str, user_id: str, now: float) -> UserRecord:
+    """``locked_user``, made now if there is none."""
+    session.execute(
+        insert(session, UserRecord)
+        .values(**blank_user(project, user_id, now))
+        .on_conflict_do_update(  # takes the lock that DO NOTHING would not take
+            index_elements=[UserRecord.project, UserRecord.user_id],
+            set_={"user_id": user_id},
+        )
+    )
+    return locked_user(session, project, user_id)
+
+
 def user_value(record: UserRecord) -> User:
     return User(
         record.project,
@@ -192,18 +213,3 @@ def user_value(record: UserRecord) -> User:
         record.pairs_total,
         record.created,
     )
-
-
-def drop_embeddings(session: Session, user: UserRecord) -> None:
-    """Remove the user's embeddings of every space and tell the indexes."""
-    gone = session.execute(
-        delete(EmbeddingRecord)
-        .filter_by(project=user.project, user_id=user.user_id)
-        .returning(EmbeddingRecord.space)
-    ).all()
-    if gone:
-        session.add(
-            RemovalRecord(
-                sequence=next_sequence(session), project=user.project, incarnation=user.incarnation
-            )
-        )

@@ -16,6 +16,7 @@ from ppd_serve.preferences.pairs import Pair
 DEFAULT_PROJECT = "default"
 
 ImageKind = Literal["upload", "generated", "pair"]
+Choice = Literal["left", "right", "neither"]
 GenerationState = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED: tuple[GenerationState, ...] = ("queued", "running")
 
@@ -73,7 +74,7 @@ class NewImage:
 
 @dataclass(frozen=True)
 class Image:
-    """A stored picture without its bytes. ``expires`` counts only while no pair uses it."""
+    """A stored picture without its bytes. ``expires`` counts only while nothing uses it."""
 
     image_id: str
     project: str
@@ -151,7 +152,8 @@ class AddedPairs:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A stored preference embedding: ``values`` float32 ``[rows, dim]``, read-only."""
+    """A stored preference embedding: ``values`` float32 ``[rows, dim]``, read-only. ``bits``: how
+    many the answer to the next question is expected to tell."""
 
     project: str
     user_id: str
@@ -161,6 +163,45 @@ class Embedding:
     values: np.ndarray
     pairs_used: int
     profile: str | None
+    bits: float | None
+
+
+@dataclass(frozen=True)
+class EmbeddingVersion:
+    version: int
+    pairs_used: int
+
+
+@dataclass(frozen=True)
+class TasteCode:
+    """``code`` stands for ``version`` of the taste of this incarnation of a user."""
+
+    code: str
+    user_id: str
+    incarnation: str
+    version: int
+    created: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two stored pictures of one prompt; ``choice`` is None until somebody has answered."""
+
+    question_id: str
+    prompt: str
+    left_image_id: str
+    right_image_id: str
+    bits: float
+    choice: Choice | None
+    created: float
+
+
+@dataclass(frozen=True)
+class Feedback:
+    feedback_id: str
+    image_id: str
+    liked: bool
+    created: float
 
 
 @dataclass(frozen=True)

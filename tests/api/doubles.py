@@ -9,7 +9,7 @@ from typing import Self
 
 from PIL import Image
 
-from ppd_serve.api import schemas
+from ppd_serve.api import loop_schemas, schemas
 from ppd_serve.api.auth import Access
 from ppd_serve.api.events import (
     Done,
@@ -22,11 +22,11 @@ from ppd_serve.api.events import (
     Step,
 )
 from ppd_serve.api.images import check_image, decode_base64
-from ppd_serve.api.services import Recorded, Services, Watched
+from ppd_serve.api.services import Asked, Recorded, Services, Watched
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import Cancelled, GenerationFailed, NotFound, PPDError
 from ppd_serve.keys import ApiKey
-from ppd_serve.storage.values import Idempotency
+from ppd_serve.storage.values import Choice, Idempotency
 
 CURRENT = schemas.EmbeddingState(space="s", version=1, pairs_used=1, status="current")
 
@@ -73,9 +73,19 @@ class MemoryUsers(Memory):
         self._check("delete", project, user_id)
         self.people.pop((project, user_id), None)
 
-    async def embedding(self, project: str, user_id: str) -> schemas.EmbeddingOut:
+    async def embedding(
+        self, project: str, user_id: str, version: int | None
+    ) -> schemas.EmbeddingOut:
         await self.get(project, user_id)
+        self._check("embedding", version)
         return schemas.EmbeddingOut(space="s", version=1, shape=(1, 2), values=[[0.5, -0.5]])
+
+    async def embeddings(
+        self, project: str, user_id: str, cursor: str | None, limit: int
+    ) -> loop_schemas.EmbeddingVersionsOut:
+        self._check("embeddings", cursor, limit)
+        page = [loop_schemas.EmbeddingVersionOut(version=1, pairs_used=1)]
+        return loop_schemas.EmbeddingVersionsOut(embeddings=page, next=None)
 
     async def neighbors(self, project: str, user_id: str, k: int) -> schemas.NeighborsOut:
         self._check("neighbors", k)
@@ -110,6 +120,61 @@ class MemoryPreferences(Memory):
 
     async def delete(self, project: str, user_id: str, pair_id: str) -> None:
         self._check("delete", pair_id)
+
+
+class MemoryQuestions(Memory):
+    async def ask(
+        self,
+        project: str,
+        user_id: str,
+        body: loop_schemas.QuestionIn,
+        idempotency: Idempotency | None,
+    ) -> Asked:
+        self._check("ask", body.prompt, idempotency)
+        return Asked("q0", body.prompt or "a fish", "i0", "i1")
+
+    async def answer(
+        self, project: str, user_id: str, question_id: str, choice: Choice
+    ) -> schemas.PreferencesOut:
+        self._check("answer", question_id, choice)
+        ids = [] if choice == "neither" else ["p0"]
+        return schemas.PreferencesOut(
+            user_id=user_id, pair_ids=ids, pairs_total=len(ids), embedding=CURRENT, profile=None
+        )
+
+
+class MemoryFeedback(Memory):
+    async def put(
+        self,
+        project: str,
+        user_id: str,
+        body: loop_schemas.FeedbackIn,
+        idempotency: Idempotency | None,
+    ) -> loop_schemas.FeedbackOut:
+        self._check("put", body, idempotency)
+        return loop_schemas.FeedbackOut(feedback_id="f0", image_id=body.image_id, liked=body.liked)
+
+    async def delete(self, project: str, user_id: str, feedback_id: str) -> None:
+        self._check("delete", feedback_id)
+
+
+class MemoryTasteCodes(Memory):
+    async def add(
+        self,
+        project: str,
+        user_id: str,
+        body: loop_schemas.TasteCodeIn,
+        idempotency: Idempotency | None,
+    ) -> loop_schemas.TasteCodeOut:
+        self._check("add", body.version, idempotency)
+        return loop_schemas.TasteCodeOut(code="taste_0", version=body.version or 1, created=1.5)
+
+    async def list(self, project: str, user_id: str) -> loop_schemas.TasteCodesOut:
+        code = loop_schemas.TasteCodeOut(code="taste_0", version=1, created=1.5)
+        return loop_schemas.TasteCodesOut(taste_codes=[code])
+
+    async def delete(self, project: str, user_id: str, code: str) -> None:
+        self._check("delete", code)
 
 
 class MemoryImages(Memory):
@@ -232,6 +297,9 @@ def memory(keys: dict[str, str] | None = None) -> Services:
     return Services(
         users=MemoryUsers(),
         preferences=MemoryPreferences(),
+        questions=MemoryQuestions(),
+        feedback=MemoryFeedback(),
+        taste_codes=MemoryTasteCodes(),
         images=MemoryImages(),
         generations=MemoryGenerations(),
         status=MemoryStatus(),

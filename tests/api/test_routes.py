@@ -51,6 +51,58 @@ async def test_preferences(http: httpx.AsyncClient, services: Services) -> None:
     assert (await http.delete("/users/ann/preferences/p0")).status_code == 204
 
 
+async def test_questions(http: httpx.AsyncClient, services: Services) -> None:
+    asked = await http.post("/users/ann/questions", json={"prompt": "a boat"})
+    assert asked.status_code == 201
+    answer = asked.json()
+    assert (answer["question_id"], answer["prompt"]) == ("q0", "a boat")
+    for side, image_id in (("left", "i0"), ("right", "i1")):
+        services.images.pictures["default", image_id] = png()  # type: ignore[attr-defined]
+        assert answer[side]["image_id"] == image_id
+        assert (await http.get(answer[side]["url"])).content == png()
+    for body in (b"", b"{}"):  # it needs none
+        headers = {"Idempotency-Key": "k", "content-type": "application/json"}
+        response = await http.post("/users/ann/questions", content=body, headers=headers)
+        assert response.status_code == 201
+    calls = services.questions.calls  # type: ignore[attr-defined]
+    assert calls[0] == ("ask", "a boat", None) and calls[1][2].key == "k"
+    response = await http.put("/users/ann/questions/q0/answer", json={"choice": "left"})
+    assert (response.status_code, response.json()["pair_ids"]) == (200, ["p0"])
+    bad = await http.put("/users/ann/questions/q0/answer", json={"choice": "both"})
+    assert (bad.status_code, bad.json()["field"]) == (422, "choice")
+
+
+async def test_feedback(http: httpx.AsyncClient) -> None:
+    said = {"image_id": "i0", "liked": False}
+    response = await http.post("/users/ann/feedback", json=said)
+    assert (response.status_code, response.json()) == (201, {"feedback_id": "f0", **said})
+    assert (await http.delete("/users/ann/feedback/f0")).status_code == 204
+    bad = await http.post("/users/ann/feedback", json={**said, "liked": "yes"})
+    assert (bad.status_code, bad.json()["field"]) == (422, "liked")
+
+
+async def test_taste_codes(http: httpx.AsyncClient) -> None:
+    response = await http.post("/users/ann/taste-codes", json={"version": 3})
+    assert (response.status_code, response.json()["version"]) == (201, 3)
+    assert (await http.post("/users/ann/taste-codes")).status_code == 201
+    assert len((await http.get("/users/ann/taste-codes")).json()["taste_codes"]) == 1
+    assert (await http.delete("/users/ann/taste-codes/taste_0")).status_code == 204
+    for user in ({}, {"user_id": "a", "taste_code": "t"}, {"taste_code": "t", "version": 1}):
+        bad = await http.post("/generate", json={"prompt": "a", "users": [user]})
+        assert (bad.status_code, bad.json()["field"]) == (422, "users.0")
+
+
+async def test_embedding_versions(http: httpx.AsyncClient, services: Services) -> None:
+    await http.put("/users/ann")
+    assert (await http.get("/users/ann/embedding?version=2")).status_code == 200
+    calls = services.users.calls  # type: ignore[attr-defined]
+    assert calls[-1] == ("embedding", 2)
+    assert (await http.get("/users/ann/embedding?version=-1")).status_code == 422
+    page = (await http.get("/users/ann/embeddings?limit=5")).json()
+    assert page == {"embeddings": [{"version": 1, "pairs_used": 1}], "next": None}
+    assert calls[-1] == ("embeddings", None, 5)
+
+
 async def test_images(http: httpx.AsyncClient) -> None:
     response = await http.post("/images", content=png())
     assert response.status_code == 201

@@ -98,6 +98,31 @@ def test_preferences_are_kept(http: httpx.Client) -> None:
     assert drawn(http, user_id="kept")[0]["users"][0]["pairs_used"] == 2
 
 
+def test_a_taste_is_shared_without_its_owner(http: httpx.Client) -> None:
+    for kind in ("early", "late"):
+        http.post("/users/owner/preferences", json=pairs(1, kind))
+    listed = http.get("/users/owner/embeddings").json()["embeddings"]
+    assert [one["version"] for one in listed] == [2, 1]
+    old = pixels(drawn(http, users=[{"user_id": "owner", "version": 1}])[1])
+    assert old != pixels(drawn(http, user_id="owner")[1])
+    made = http.post("/users/owner/taste-codes", json={"version": 1})
+    assert made.status_code == 201, made.text
+    code = made.json()["code"]
+    answer, shared = drawn(http, users=[{"taste_code": code}])
+    assert pixels(shared) == old
+    (used,) = answer["users"]
+    assert "user_id" not in used and used["version"] == 1
+    assert b"owner" not in shared and code.encode() not in shared
+
+    said = {"image_id": answer["images"][0]["image_id"], "liked": True}
+    assert http.post("/users/viewer/feedback", json=said).status_code == 201
+    in_use = http.delete(f"/images/{said['image_id']}")
+    is_problem(in_use, 409, "conflict", "image_id")
+    assert http.delete(f"/users/owner/taste-codes/{code}").status_code == 204
+    gone = http.post("/generate", json={**DRAW, "users": [{"taste_code": code}]})
+    is_problem(gone, 404, "not-found", "users.0.taste_code")
+
+
 def test_neighbors(http: httpx.Client) -> None:
     for name in ("near1", "near2"):
         http.post(f"/users/{name}/preferences", json=pairs(1, "neighbours"))

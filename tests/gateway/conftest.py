@@ -17,7 +17,7 @@ from tests.gateway.doubles import SPACE, FakeDiffuser, FakeEncoder, FakeIndex
 
 RELEASE = ReleaseOut(
     name="studio", version="1", backbone="b", encoder="e", embedding_space=SPACE,
-    sizes=[(16, 16), (32, 16)],
+    sizes=[(16, 16), (32, 16)], example_prompts=["a fish at sea", "a castle", "a tree"],
 )  # fmt: skip
 
 

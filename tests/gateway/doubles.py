@@ -9,13 +9,21 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 import numpy as np
 
 from ppd_serve.api.events import Format, Preview, Queued, Step
-from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, IndexRow
+from ppd_serve.gateway.ports import (
+    DrawEvent,
+    DrawRequest,
+    Finished,
+    IndexRow,
+    Question,
+    Reading,
+)
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.preferences.pairs import Pair
 from tests.api.doubles import png
 
 SPACE, ROWS, DIM = "space", 1, 4
 STEPS = 3
+LEFT, RIGHT = np.full((ROWS, DIM), -1, np.float32), np.full((ROWS, DIM), 1, np.float32)
 
 
 class FakeEncoder:
@@ -28,10 +36,12 @@ class FakeEncoder:
         self.began = asyncio.Event()
         self.error: Exception | None = None
         self.values: np.ndarray | None = None
+        self.bits: float | None = None
         self.read: list[int] = []
+        self.asked: list[int] = []
         self.cancelled = 0
 
-    async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
+    async def embed(self, pairs: Sequence[Pair]) -> Reading:
         self.began.set()
         try:
             await self.gate.wait()
@@ -42,7 +52,13 @@ class FakeEncoder:
             raise self.error
         self.read.append(len(pairs))
         values = embedding(pairs) if self.values is None else self.values
-        return values, f"likes {len(pairs)}"
+        return Reading(values, f"likes {len(pairs)}", self.bits)
+
+    async def ask(self, pairs: Sequence[Pair]) -> Question:
+        self.asked.append(len(pairs))
+        if self.error is not None:
+            raise self.error
+        return Question(left=LEFT, right=RIGHT, bits=0.25)
 
     async def beat(self) -> None:
         if self.error is not None:
@@ -136,7 +152,8 @@ class FakeDiffuser:
 
 
 def _events(request: DrawRequest) -> Iterator[DrawEvent]:
-    """Each picture's own: the last one first, so that order is nobody's luck."""
+    """Each picture's own: the last one first, so that order is nobody's luck. Pictures with users
+    of their own differ by them."""
     size = (request.width, request.height)
     if request.watched:
         for step in range(1, STEPS + 1):
@@ -145,4 +162,6 @@ def _events(request: DrawRequest) -> Iterator[DrawEvent]:
                 if step <= request.previews and step < STEPS:
                     yield Preview(image, f"preview {step} of {image}".encode())
     for image, seed in reversed(list(enumerate(request.seeds))):
-        yield Finished(image, png(size, f"#{seed % 4096:03x}"))
+        own = request.own_users[image] if request.own_users else []
+        tint = sum(int(values.sum()) for values, _ in own)
+        yield Finished(image, png(size, f"#{(seed + tint) % 4096:03x}"))

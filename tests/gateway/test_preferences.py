@@ -48,7 +48,7 @@ async def test_pairs_become_an_embedding(server: Services, house: House) -> None
     assert answer.profile == "likes 2"
     user = await server.users.get(P, "ann")
     assert (user.embedding, user.profile) == (answer.embedding, "likes 2")
-    stored = await server.users.embedding(P, "ann")
+    stored = await server.users.embedding(P, "ann", None)
     right = embedding([Pair("a", b"", b""), Pair("b", b"", b"")])
     np.testing.assert_array_equal(stored.values, right)
 
@@ -134,7 +134,7 @@ async def test_encodes_of_one_user_coalesce(server: Services, house: House) -> N
     answers = [await post for post in (first, *posts)]
     assert house.encoder.read == [1, 9]
     assert {answer.embedding.pairs_used for answer in answers[1:]} == {9}
-    assert (await server.users.embedding(P, "ann")).version == 9
+    assert (await server.users.embedding(P, "ann", None)).version == 9
 
 
 async def test_a_late_encode_revives_nobody(server: Services, house: House) -> None:
@@ -147,7 +147,7 @@ async def test_a_late_encode_revives_nobody(server: Services, house: House) -> N
     with pytest.raises(NotFound):
         await server.users.get(P, "ann")
     with pytest.raises(NotFound):
-        await server.users.embedding(P, "ann")
+        await server.users.embedding(P, "ann", None)
     assert len(house.index.index) == 0
 
 
@@ -220,11 +220,11 @@ async def test_deleting_pairs_changes_the_taste(server: Services, house: House) 
         while (await server.users.get(P, "ann")).embedding.status == "pending":  # type: ignore[union-attr]
             await asyncio.sleep(0.01)
     right = embedding([Pair("b", b"", b"")])
-    np.testing.assert_array_equal((await server.users.embedding(P, "ann")).values, right)
+    np.testing.assert_array_equal((await server.users.embedding(P, "ann", None)).values, right)
     for _ in range(2):
         await server.preferences.delete(P, "ann", answer.pair_ids[1])
     with pytest.raises(NotFound):
-        await server.users.embedding(P, "ann")
+        await server.users.embedding(P, "ann", None)
     assert len(house.index.index) == 0
     assert (await server.users.get(P, "ann")).embedding is None
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ppd_serve.errors import NotFound
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.storage.store import Store, index_id
 from tests.storage.places import pair
@@ -67,6 +68,60 @@ def test_a_deleted_pair_takes_the_embedding_with_it(store: Store, pairs: int) ->
     assert store.changes("s", after=sequence)[-1].embedding is not None
 
 
+def versions(store: Store, space: str = "s", **page: int) -> list[int]:
+    found = store.embedding_versions(P, "ann", space, page.get("before"), page.get("limit", 10))
+    assert all(version.pairs_used == version.version for version in found)
+    return [version.version for version in found]
+
+
+def test_past_embeddings_stay_under_their_versions(store: Store) -> None:
+    for version in (1, 2, 3, 4):
+        user = store.add_pairs(P, "ann", [pair(str(version))])
+        if version != 3:
+            assert put(store, "ann", user.incarnation, version)
+    put(store, "ann", user.incarnation, 2, "other space")
+    for version in (1, 2, 4):
+        stored = store.get_embedding(P, "ann", "s", version)
+        assert stored is not None and (stored.version, stored.bits) == (version, None)
+        assert stored.profile == f"profile {version}"
+        np.testing.assert_array_equal(stored.values, values(version))
+    for space, version in [("s", 3), ("s", 5), ("other space", 1)]:
+        assert store.get_embedding(P, "ann", space, version) is None
+    assert versions(store) == [4, 2, 1]
+    assert versions(store, limit=2) == [4, 2] and versions(store, before=2) == [1]
+    assert versions(store, "other space") == [2]
+    with pytest.raises(NotFound):
+        store.embedding_versions(P, "bob", "s", None, 10)
+    store.delete_user(P, "ann")
+    assert store.get_embedding(P, "ann", "s", 1) is None
+
+
+@pytest.mark.parametrize(("deleted", "left"), [(1, []), (2, [1]), (4, [3, 2, 1])])
+def test_versions_that_have_read_a_deleted_pair_go(
+    store: Store, deleted: int, left: list[int]
+) -> None:
+    pair_ids = []
+    for version in (1, 2, 3):
+        user = store.add_pairs(P, "ann", [pair(str(version))])
+        pair_ids += user.pair_ids
+        assert put(store, "ann", user.incarnation, version)
+        assert store.add_taste_code(P, "ann", user.incarnation, version).version == version
+    pair_ids += store.add_pairs(P, "ann", [pair("unread")]).pair_ids
+    store.delete_pair(P, "ann", pair_ids[deleted - 1])
+    assert versions(store) == left
+    assert sorted(code.version for code in store.list_taste_codes(P, "ann")) == sorted(left)
+    assert not put(store, "ann", user.incarnation, 4)  # encoded before, arrived after
+    assert put(store, "ann", user.incarnation, 5)
+    assert versions(store) == [5, *left]
+
+
+def test_bits_are_kept(store: Store) -> None:
+    user = store.add_pairs(P, "ann", [pair()])
+    store.put_embedding(P, "ann", user.incarnation, 1, "s", values(1), 1, None, 0.5)
+    stored = store.get_embedding(P, "ann", "s")
+    assert stored is not None and stored.bits == 0.5
+
+
 def test_encodes_of_one_user_in_any_order_end_with_the_newest(store: Store) -> None:
     user = store.add_pairs(P, "ann", [pair()])
     versions = np.random.default_rng(1).permutation(np.arange(1, 25)).tolist()
@@ -89,10 +144,11 @@ def follow(store: Store, index: UserIndex) -> None:
 
 
 def test_an_index_catches_up_or_is_rebuilt_to_the_same(store: Store) -> None:
-    incarnations = {}
+    incarnations, first = {}, {}
     for number in range(8):
         user = store.add_pairs(P, f"u{number}", [pair()])
         incarnations[f"u{number}"] = user.incarnation
+        first[f"u{number}"] = user.pair_ids[0]
         assert put(store, f"u{number}", user.incarnation, 1)
         assert put(store, f"u{number}", user.incarnation, 1, "other space")
     behind = UserIndex("s", 2, 3)
@@ -105,6 +161,7 @@ def test_an_index_catches_up_or_is_rebuilt_to_the_same(store: Store) -> None:
     store.delete_user(P, "u3")
     unread = store.add_pairs(P, "u4", [pair("more")])
     store.delete_pair(P, "u4", unread.pair_ids[0])
+    store.delete_pair(P, "u6", first["u6"])
     reread = store.add_pairs(P, "u5", [pair("more")])
     store.delete_pair(P, "u5", reread.pair_ids[0])
     assert put(store, "u5", reread.incarnation, 3)
@@ -117,7 +174,9 @@ def test_an_index_catches_up_or_is_rebuilt_to_the_same(store: Store) -> None:
         assert len(index) == 6
         assert index.get(index_id(P, incarnations["u2"])) is None
         assert index.get(index_id(P, incarnations["u3"])) is None
-        assert index.get(index_id(P, incarnations["u4"])) is None
+        assert index.get(index_id(P, incarnations["u6"])) is None
+        had_not_read_it = index.get(index_id(P, incarnations["u4"]))
+        assert had_not_read_it is not None and had_not_read_it[0] == 1
         read = index.get(index_id(P, incarnations["u5"]))
         assert read is not None and read[0] == 3
         newest = index.get(index_id(P, incarnations["u1"]))

@@ -49,6 +49,12 @@ def live_choices(
     its digest. Counts pictures whose file is missing or torn. Raises ``FileNotFoundError``
     where there is no such database or place, ``StorageUnavailable`` when one of them goes away.
     """
+    database, blobs = open_live(database_url, blob_url)
+    return _choices(database, blobs, skipped, project, users)
+
+
+def open_live(database_url: str, blob_url: str) -> tuple[Database, Blobs]:
+    """A server's store, for reading alone. Raises ``FileNotFoundError``, ``StorageUnavailable``."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise FileNotFoundError("database_url: there is no such database")
@@ -58,22 +64,19 @@ def live_choices(
     with storage_errors():
         database, blobs = Database(database_url), Blobs(blob_url)
     _read_only(database)
-    return _choices(database, blobs, skipped, project, users)
+    return database, blobs
 
 
 def _choices(
     database: Database, blobs: Blobs, skipped: Skipped, project: str, users: Split | None
 ) -> Iterator[Choice]:
     with closing(database):
-        for user_id in _users(database, project):
-            user = f"{project}/{user_id}"
-            if users is not None and split_of(user) != users:
-                continue
+        for user, user_id in people(database, project, users):
             for pair in _pairs(database, project, user_id):
                 with storage_errors():
                     preferred, rejected = (
-                        _bytes(blobs, pair.preferred),
-                        _bytes(blobs, pair.rejected),
+                        picture_bytes(blobs, pair.preferred),
+                        picture_bytes(blobs, pair.rejected),
                     )
                 if not _lives(database, pair):
                     continue
@@ -93,6 +96,14 @@ def _choices(
                         preferred_id=pair.preferred,
                         rejected_id=pair.rejected,
                     )
+
+
+def people(database: Database, project: str, users: Split | None) -> Iterator[tuple[str, str]]:
+    """``project/user_id`` and user id of everybody, or of those in one split."""
+    for user_id in _users(database, project):
+        user = f"{project}/{user_id}"
+        if users is None or split_of(user) == users:
+            yield user, user_id
 
 
 def _users(database: Database, project: str) -> Iterator[str]:
@@ -129,7 +140,8 @@ def _lives(database: Database, pair: _Stored) -> bool:
         return session.get(PairRecord, pair.pair_id) is not None
 
 
-def _bytes(blobs: Blobs, digest: str) -> bytes | None:
+def picture_bytes(blobs: Blobs, digest: str) -> bytes | None:
+    """None where the file is missing."""
     try:
         return blobs.get(digest)
     except FileNotFoundError:

@@ -47,6 +47,10 @@ def checked_id(name: str, value: str) -> str:
     return value
 
 
+def user_path(user_id: str, *rest: str) -> str:
+    return "/".join(["/users", checked_id("user_id", user_id), *rest])
+
+
 def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 

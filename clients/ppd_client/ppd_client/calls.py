@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import httpx
 
-from .call import Call, checked_id, given, nothing, raw, typed
+from .call import Call, checked_id, given, nothing, raw, typed, user_path
 from .errors import api_error
 from .images import Picture, as_json, encoded
 from .models import (
@@ -60,17 +60,17 @@ class Drawings(Drawing, total=False):
 
 def put_user(user_id: str) -> Call[None]:
     """Create a user; nothing happens if there is one."""
-    return Call("PUT", _user(user_id), nothing)
+    return Call("PUT", user_path(user_id), nothing)
 
 
 def get_user(user_id: str) -> Call[User]:
     """What is known about a user. Raises NotFound."""
-    return Call("GET", _user(user_id), typed(User))
+    return Call("GET", user_path(user_id), typed(User))
 
 
 def delete_user(user_id: str) -> Call[None]:
     """Forget a user: pairs, embeddings, pictures. Also right the second time."""
-    return Call("DELETE", _user(user_id), nothing)
+    return Call("DELETE", user_path(user_id), nothing)
 
 
 def add_preferences(
@@ -90,7 +90,7 @@ def add_preferences(
     ]
     return Call(
         "POST",
-        _user(user_id, "preferences"),
+        user_path(user_id, "preferences"),
         typed(PreferencesAdded),
         json={"pairs": body},
         headers={"Idempotency-Key": idempotency_key or uuid4().hex},
@@ -102,23 +102,26 @@ def preferences_page(
 ) -> Call[PreferencesPage]:
     """One page of a user's pairs, oldest first. ``preferences`` walks over all of them."""
     params = given(cursor=cursor, limit=limit)
-    return Call("GET", _user(user_id, "preferences"), typed(PreferencesPage), params=params)
+    return Call("GET", user_path(user_id, "preferences"), typed(PreferencesPage), params=params)
 
 
 def delete_preference(user_id: str, pair_id: str) -> Call[None]:
     """Take one choice back. Also right the second time."""
-    return Call("DELETE", _user(user_id, "preferences", checked_id("pair_id", pair_id)), nothing)
+    return Call(
+        "DELETE", user_path(user_id, "preferences", checked_id("pair_id", pair_id)), nothing
+    )
 
 
-def embedding(user_id: str) -> Call[Embedding]:
-    """A user's preference embedding. Raises NotFound while there is none."""
-    return Call("GET", _user(user_id, "embedding"), typed(Embedding))
+def embedding(user_id: str, version: int | None = None) -> Call[Embedding]:
+    """A user's preference embedding, the newest or that of a version. Raises NotFound."""
+    params = given(version=version)
+    return Call("GET", user_path(user_id, "embedding"), typed(Embedding), params=params)
 
 
 def neighbors(user_id: str, k: int | None = None) -> Call[list[Neighbor]]:
     """The users nearest in taste, nearest first."""
     read = typed(Neighbors)
-    path = _user(user_id, "neighbors")
+    path = user_path(user_id, "neighbors")
     return Call("GET", path, lambda answer: read(answer).neighbors, params=given(k=k))
 
 
@@ -233,10 +236,6 @@ def healthz() -> Call[None]:
 def readyz() -> Call[Readiness]:
     """Whether the server can draw for users now, and if not, what is missing; asks once."""
     return Call("GET", "/readyz", _readiness, retry=False, refusals=frozenset({503}))
-
-
-def _user(user_id: str, *rest: str) -> str:
-    return "/".join(["/users", checked_id("user_id", user_id), *rest])
 
 
 def _generation(generation_id: str, *rest: str) -> str:

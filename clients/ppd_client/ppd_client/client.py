@@ -10,7 +10,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from . import calls
+from . import calls, loop_calls
 from .call import Call
 from .calls import Drawings
 from .exchange import Steps, exchange, until_ready
@@ -47,7 +47,8 @@ class _Endpoint(Generic[P, T]):
 
 
 class _Calls:
-    """Each call once; what it takes, returns and raises is written in ``calls``."""
+    """Each call once; what it takes, returns and raises is written in ``calls``
+    and ``loop_calls``."""
 
     put_user = _Endpoint(calls.put_user)
     get_user = _Endpoint(calls.get_user)
@@ -55,7 +56,15 @@ class _Calls:
     add_preferences = _Endpoint(calls.add_preferences)
     preferences_page = _Endpoint(calls.preferences_page)
     delete_preference = _Endpoint(calls.delete_preference)
+    ask = _Endpoint(loop_calls.ask)
+    answer = _Endpoint(loop_calls.answer)
+    give_feedback = _Endpoint(loop_calls.give_feedback)
+    delete_feedback = _Endpoint(loop_calls.delete_feedback)
     embedding = _Endpoint(calls.embedding)
+    embeddings_page = _Endpoint(loop_calls.embeddings_page)
+    add_taste_code = _Endpoint(loop_calls.add_taste_code)
+    taste_codes = _Endpoint(loop_calls.taste_codes)
+    delete_taste_code = _Endpoint(loop_calls.delete_taste_code)
     neighbors = _Endpoint(calls.neighbors)
     upload_image = _Endpoint(calls.upload_image)
     get_image = _Endpoint(calls.get_image)

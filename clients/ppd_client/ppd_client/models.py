@@ -71,6 +71,54 @@ class Embedding(Answer):
     values: list[list[float]]
 
 
+class EmbeddingVersion(Answer):
+    """A version that can be drawn with; ``pairs_used``: how many choices it has read."""
+
+    version: int
+    pairs_used: int
+
+
+class EmbeddingsPage(Answer):
+    """Newest first; ``next`` is the cursor of the next page, None on the last."""
+
+    embeddings: list[EmbeddingVersion]
+    next: str | None = None
+
+
+class LinkedImage(ImageRef):
+    """``url`` needs no key, for an hour."""
+
+    url: str
+
+
+class Question(Answer):
+    """Two pictures of one prompt: which does the user prefer? ``answer`` tells the server."""
+
+    question_id: str
+    prompt: str
+    left: LinkedImage
+    right: LinkedImage
+
+
+class Feedback(Answer):
+    feedback_id: str
+    image_id: str
+    liked: bool
+
+
+class TasteCode(Answer):
+    """Stands for one version of a user's taste: ``UserWeight(taste_code=code.code)``.
+    ``created``: seconds since 1970."""
+
+    code: str
+    version: int
+    created: float | None = None
+
+
+class TasteCodes(Answer):
+    taste_codes: list[TasteCode]
+
+
 class Neighbor(Answer):
     """``similarity``: cosine of the two users' search keys, −1 … 1."""
 
@@ -83,17 +131,21 @@ class Neighbors(Answer):
 
 
 class UserWeight(Answer):
-    """One user's share of a picture, −4 … 4; weights need not sum to one."""
+    """One user's share of a picture, −4 … 4; weights need not sum to one. Give ``user_id``, and
+    ``version`` for a past one; or ``taste_code``."""
 
-    user_id: str
+    user_id: str | None = None
+    taste_code: str | None = None
     weight: float = 1.0
     version: int | None = None
 
 
 class UserUsed(Answer):
-    """What a picture was made with. ``personalized`` False: no embedding yet, base picture."""
+    """What a picture was made with. ``personalized`` False: no embedding yet, base picture.
+    ``taste_code``: the end of the code, for who was asked for by one."""
 
-    user_id: str
+    user_id: str | None = None
+    taste_code: str | None = None
     weight: float
     personalized: bool
     version: int | None = None

@@ -16,7 +16,9 @@ from ppd_client import (
     GeneratedImage,
     ImageRef,
     Pair,
+    Question,
     Readiness,
+    TasteCode,
     UnexpectedAnswer,
     UserWeight,
 )
@@ -33,6 +35,13 @@ DRAWN = {
     "timing": {"total_s": 1.5},
 }
 RECORD = {"id": "g1", "status": "running", "created": 1, "release": "studio", "images": []}
+ASKED = {
+    "question_id": "q1",
+    "prompt": "fish",
+    "left": {"image_id": "i1", "url": "http://l"},
+    "right": {"image_id": "i2", "url": "http://r"},
+}
+CODE = {"code": "taste_1", "version": 3, "created": 1.5}
 USER = {"user_id": "ann", "pairs_total": 2, "embedding": STATE, "profile": "p", "ask_more": True}
 
 # call, its arguments, the answer, the request line, one thing read from the result
@@ -56,10 +65,60 @@ CALLS: list[tuple[str, tuple[Any, ...], httpx.Response, str, Any]] = [
     ),
     ("delete_preference", ("ann", "p1"), OK(204), "DELETE /users/ann/preferences/p1", None),
     (
-        "embedding",
+        "ask",
+        ("ann", "fish"),
+        OK(201, json=ASKED),
+        "POST /users/ann/questions",
+        "left=LinkedImage(image_id='i1', url='http://l')",
+    ),
+    (
+        "answer",
+        ("ann", Question.model_validate(ASKED), "left"),
+        OK(200, json=ADDED),
+        "PUT /users/ann/questions/q1/answer",
+        "pair_ids=['p1']",
+    ),
+    (
+        "give_feedback",
+        ("ann", ImageRef(image_id="i1"), True),
+        OK(201, json={"feedback_id": "f1", "image_id": "i1", "liked": True}),
+        "POST /users/ann/feedback",
+        "feedback_id='f1'",
+    ),
+    ("delete_feedback", ("ann", "f1"), OK(204), "DELETE /users/ann/feedback/f1", None),
+    (
+        "embeddings_page",
+        ("ann", "7", 2),
+        OK(200, json={"embeddings": [{"version": 6, "pairs_used": 5}], "next": None}),
+        "GET /users/ann/embeddings?cursor=7&limit=2",
+        "version=6",
+    ),
+    (
+        "add_taste_code",
+        ("ann", 3),
+        OK(201, json=CODE),
+        "POST /users/ann/taste-codes",
+        "code='taste_1'",
+    ),
+    (
+        "taste_codes",
         ("ann",),
+        OK(200, json={"taste_codes": [CODE]}),
+        "GET /users/ann/taste-codes",
+        "version=3",
+    ),
+    (
+        "delete_taste_code",
+        ("ann", TasteCode.model_validate(CODE)),
+        OK(204),
+        "DELETE /users/ann/taste-codes/taste_1",
+        None,
+    ),
+    (
+        "embedding",
+        ("ann", 1),
         OK(200, json={"space": "s", "version": 1, "shape": [1, 2], "values": [[0.5, 1]]}),
-        "GET /users/ann/embedding",
+        "GET /users/ann/embedding?version=1",
         "values=[[0.5, 1.0]]",
     ),
     (
@@ -165,6 +224,19 @@ def test_generate_sends_only_what_was_given(server):
     }
     client.generate("fish", users=[UserWeight(user_id="ann", weight=-1, version=3)])
     assert server.body["users"] == [{"user_id": "ann", "weight": -1, "version": 3}]
+
+
+def test_the_loop_sends_what_was_chosen(server):
+    server.says(OK(201, json=ASKED), OK(200, json=ADDED), OK(201, json=CODE), OK(200, json=DRAWN))
+    client = server.client()
+    question = client.ask("ann", idempotency_key="mine")
+    assert server.body == {} and server.requests[0].headers["idempotency-key"] == "mine"
+    client.answer("ann", question, "neither")
+    assert server.body == {"choice": "neither"}
+    code = client.add_taste_code("ann")
+    assert server.body == {} and server.requests[2].headers["idempotency-key"]
+    client.generate("fish", users=[UserWeight(taste_code=code.code, weight=0.5)])
+    assert server.body["users"] == [{"taste_code": "taste_1", "weight": 0.5}]
 
 
 def test_generate_png_asks_for_png_and_blends_by_weight(server):

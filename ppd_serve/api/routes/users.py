@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from ppd_serve.api.auth import Project
+from ppd_serve.api.loop_schemas import EmbeddingVersionsOut
 from ppd_serve.api.problems import documented
-from ppd_serve.api.schemas import LIMITS, EmbeddingOut, Id, NeighborsOut, UserOut
+from ppd_serve.api.schemas import LIMITS, Cursor, EmbeddingOut, Id, NeighborsOut, UserOut, Version
 from ppd_serve.api.services import ServicesDep
 
 router = APIRouter(prefix="/users/{user_id}", tags=["users"])
@@ -41,9 +42,27 @@ async def delete_user(user_id: Id, project: Project, services: ServicesDep) -> N
 
 
 @router.get("/embedding", responses=documented(404))
-async def get_embedding(user_id: Id, project: Project, services: ServicesDep) -> EmbeddingOut:
-    """The newest stored preference embedding."""
-    return await services.users.embedding(project, user_id)
+async def get_embedding(
+    user_id: Id,
+    project: Project,
+    services: ServicesDep,
+    version: Annotated[Version | None, Query()] = None,
+) -> EmbeddingOut:
+    """The preference embedding of a version, or the newest."""
+    return await services.users.embedding(project, user_id, version)
+
+
+@router.get("/embeddings", responses=documented(404))
+async def list_embeddings(
+    user_id: Id,
+    project: Project,
+    services: ServicesDep,
+    cursor: Annotated[Cursor | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 50,
+) -> EmbeddingVersionsOut:
+    """The versions of which there is an embedding, newest first. A version goes when a pair that it
+    has read is deleted."""
+    return await services.users.embeddings(project, user_id, cursor, limit)
 
 
 @router.get("/neighbors", responses=documented(404))

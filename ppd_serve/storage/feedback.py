@@ -1,0 +1,98 @@
+"""Feedback: whether a user likes a picture that was drawn here. It keeps the picture."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+
+from ppd_serve.errors import InvalidInput, NotFound
+from ppd_serve.storage.base import new_id
+from ppd_serve.storage.images import discard_images, in_use
+from ppd_serve.storage.records import (
+    FeedbackRecord,
+    GenerationRecord,
+    GenerationUserRecord,
+    ImageRecord,
+    QuestionRecord,
+)
+from ppd_serve.storage.users import UserStore, created_user
+from ppd_serve.storage.values import Feedback
+
+
+class FeedbackStore(UserStore):
+    def put_feedback(self, project: str, user_id: str, image_id: str, liked: bool) -> Feedback:
+        """Keep what the user thinks of the picture, creating the user if need be; it takes the
+        place of what they thought before. Raises ``NotFound`` for the picture, ``InvalidInput``
+        when it was not drawn here, or for others only."""
+        with self._database.write() as session:
+            created_user(session, project, user_id, self._clock())
+            image = session.scalar(
+                select(ImageRecord)
+                .where(
+                    ImageRecord.image_id == image_id,
+                    ImageRecord.project == project,
+                    or_(ImageRecord.expires > self._clock(), in_use()),
+                )
+                .with_for_update(read=True)  # nobody deletes it before we have committed
+            )
+            if image is None:
+                raise NotFound("There is no such image", field="image_id")
+            record = session.scalar(
+                select(FeedbackRecord).filter_by(
+                    project=project, user_id=user_id, image_id=image_id
+                )
+            )
+            if record is None:
+                record = FeedbackRecord(
+                    feedback_id=new_id("feedback"),
+                    project=project,
+                    user_id=user_id,
+                    image_id=image_id,
+                    prompt=_prompt(session, project, user_id, image),
+                )
+                session.add(record)
+            record.liked, record.created = liked, self._clock()
+            return Feedback(record.feedback_id, image_id, liked, record.created)
+
+    def delete_feedback(self, project: str, user_id: str, feedback_id: str) -> None:
+        """Take it back; also right the second time. A picture whose time is over goes with it."""
+        with self._database.write() as session:
+            image_ids = session.scalars(
+                delete(FeedbackRecord)
+                .filter_by(project=project, user_id=user_id, feedback_id=feedback_id)
+                .returning(FeedbackRecord.image_id)
+            ).all()
+            expired = session.scalars(
+                select(ImageRecord.image_id).where(
+                    ImageRecord.image_id.in_(image_ids), ImageRecord.expires <= self._clock()
+                )
+            ).all()
+            discard_images(session, expired)
+        self._drop_doomed_blobs()
+        if image_ids:
+            self._database.scrub()
+
+
+def _prompt(session: Session, project: str, user_id: str, image: ImageRecord) -> str:
+    """Of a picture that was drawn for this user, in a question or at somebody's wish, or for
+    nobody in particular."""
+    asked = session.scalar(
+        select(QuestionRecord.prompt)
+        .filter_by(project=project, user_id=user_id)
+        .where(
+            or_(
+                QuestionRecord.left_image_id == image.image_id,
+                QuestionRecord.right_image_id == image.image_id,
+            )
+        )
+        .limit(1)
+    )
+    if asked is not None:
+        return asked
+    drawn = session.get(GenerationRecord, image.generation_id) if image.generation_id else None
+    users = session.scalars(
+        select(GenerationUserRecord.user_id).filter_by(generation_id=image.generation_id)
+    ).all()
+    if drawn is None or (users and user_id not in users):
+        raise InvalidInput("This picture was not drawn for this user", field="image_id")
+    return str(drawn.request["prompt"])

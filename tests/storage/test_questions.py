@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+
+from ppd_serve.errors import Conflict, Gone, NotFound
+from ppd_serve.storage.store import Choice, Question, Store
+from tests.storage.places import Place, pair, picture
+
+P = "default"
+
+
+def ask(store: Store, user_id: str = "ann", name: str = "q") -> Question:
+    user, _ = store.put_user(P, user_id)
+    sides = picture(f"{name} left"), picture(f"{name} right")
+    return store.add_question(P, user_id, user.incarnation, f"prompt {name}", *sides, 0.25)
+
+
+@pytest.mark.parametrize("choice", ["left", "right"])
+def test_an_answer_is_an_ordinary_pair(store: Store, place: Place, choice: Choice) -> None:
+    question = ask(store)
+    assert store.get_question(P, "ann", question.question_id) == question
+    added = store.answer_question(P, "ann", question.question_id, choice)
+    assert (added.version, added.pairs_total, added.replayed) == (1, 1, False)
+    (stored,) = store.list_pairs(P, "ann").pairs
+    sides = [question.left_image_id, question.right_image_id]
+    if choice == "right":
+        sides.reverse()
+    assert [stored.pair_id] == added.pair_ids and stored.prompt == "prompt q"
+    assert [stored.preferred_image_id, stored.rejected_image_id] == sides
+    assert store.load_pairs(P, "ann").pairs[0].preferred == f"q {choice}".encode()
+    place.clock.pass_hours(24 * 8)  # the pair keeps the pictures
+    assert store.sweep().images == 0
+
+
+def test_a_second_answer_is_the_same_or_none(store: Store) -> None:
+    question = ask(store).question_id
+    first = store.answer_question(P, "ann", question, "left")
+    store.add_pairs(P, "ann", [pair()])
+    again = store.answer_question(P, "ann", question, "left")
+    assert again.replayed and again.pair_ids == first.pair_ids and again.pairs_total == 2
+    for other in ("right", "neither"):
+        with pytest.raises(Conflict):
+            store.answer_question(P, "ann", question, other)
+    assert store.get_question(P, "ann", question).choice == "left"
+    assert store.get_user(P, "ann").pairs_total == 2
+
+
+def test_neither_makes_no_pair(store: Store, place: Place) -> None:
+    question = ask(store).question_id
+    for replayed in (False, True):
+        added = store.answer_question(P, "ann", question, "neither")
+        assert (added.version, added.pair_ids, added.replayed) == (0, [], replayed)
+    with pytest.raises(Conflict):
+        store.answer_question(P, "ann", question, "left")
+    place.clock.pass_hours(24 * 8)
+    assert store.sweep().images == 2
+    assert store.answer_question(P, "ann", question, "neither").replayed
+
+
+def test_who_has_not_been_asked_cannot_answer(store: Store) -> None:
+    question = ask(store).question_id
+    store.put_user(P, "bob")
+    for project, user_id, name in [
+        ("other", "ann", question),
+        (P, "bob", question),
+        (P, "nobody", question),
+        (P, "ann", "question_0"),
+    ]:
+        with pytest.raises(NotFound) as error:
+            store.answer_question(project, user_id, name, "left")
+        assert error.value.field == "question_id"
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_expired_pictures_cannot_be_chosen(store: Store, place: Place, swept: bool) -> None:
+    question = ask(store).question_id
+    place.clock.pass_hours(24 * 7)
+    if swept:
+        store.sweep()
+    with pytest.raises(Gone):
+        store.answer_question(P, "ann", question, "left")
+    assert store.get_question(P, "ann", question).choice is None
+    assert store.get_user(P, "ann").pairs_total == 0
+
+
+def test_two_equal_pictures_are_two(store: Store) -> None:
+    user, _ = store.put_user(P, "ann")
+    same = picture("same")
+    question = store.add_question(P, "ann", user.incarnation, "p", same, same, 0.0)
+    assert question.left_image_id != question.right_image_id
+
+
+def test_a_question_goes_with_its_pair(store: Store) -> None:
+    question = ask(store).question_id
+    (pair_id,) = store.answer_question(P, "ann", question, "left").pair_ids
+    assert store.questions_total(P, "ann") == 1
+    store.delete_pair(P, "ann", pair_id)
+    with pytest.raises(NotFound):
+        store.get_question(P, "ann", question)
+    assert store.questions_total(P, "ann") == 0
+
+
+def test_questions_go_with_their_user(store: Store, place: Place) -> None:
+    open_question, answered = ask(store, name="open"), ask(store, name="answered")
+    store.answer_question(P, "ann", answered.question_id, "right")
+    others = ask(store, "bob")
+    store.delete_user(P, "ann")
+    for question in (open_question, answered):
+        with pytest.raises(NotFound):
+            store.get_question(P, "ann", question.question_id)
+        with pytest.raises(NotFound):
+            store.get_image(P, question.left_image_id)
+    assert len(place.blobs()) == 2
+    assert store.get_question(P, "bob", others.question_id) == others
+
+
+def test_a_question_that_was_late_is_nobodys(store: Store) -> None:
+    user, _ = store.put_user(P, "ann")
+    store.delete_user(P, "ann")
+    sides = picture("left"), picture("right")
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            store.add_question(P, "ann", user.incarnation, "p", *sides, 0.5)
+        store.put_user(P, "ann")  # somebody else took the name
