@@ -72,9 +72,9 @@ def tiny_questioner(seed: int = 0) -> Questioner:
     """Random, over what the tiny encoder sees of a picture."""
     rng, d = np.random.default_rng(seed), 4
     model = ChoiceModel(
-        rng.standard_normal((PARTS * tiny_encoder.WIDTH, d)), np.zeros(d), np.eye(d)
+        rng.standard_normal((PARTS * tiny_encoder.WIDTH, d)) / 50, np.zeros(d), np.eye(d)
     )
-    return Questioner(model, rng.standard_normal((EMBEDDING_ROWS, EMBEDDING_DIM, d)))
+    return Questioner(model, rng.standard_normal((EMBEDDING_ROWS, EMBEDDING_DIM, d)) / 20)
 
 
 def tiny_pipeline() -> StableDiffusionPipeline:

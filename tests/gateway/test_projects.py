@@ -27,6 +27,10 @@ NEVER = {
     "pair_id": "pair_" + "0" * 32,
     "image_id": "image_" + "0" * 32,
     "generation_id": "generation_" + "0" * 32,
+    "question_id": "question_" + "0" * 32,
+    "feedback_id": "feedback_" + "0" * 32,
+    "code": "taste_" + "0" * 32,
+    "drawn_id": "image_" + "1" * 32,
 }
 # What is sent to a route that takes a body; it names somebody's ids wherever it can.
 BODIES: dict[tuple[str, str], Any] = {
@@ -37,6 +41,10 @@ BODIES: dict[tuple[str, str], Any] = {
         "pairs": [{**PAIR, "preferred": {"image_id": ids["image_id"]}}]
     },
     ("PUT", "/users/{user_id}"): lambda ids: None,
+    ("POST", "/users/{user_id}/questions"): lambda ids: {"prompt": "a"},
+    ("PUT", "/users/{user_id}/questions/{question_id}/answer"): lambda ids: {"choice": "left"},
+    ("POST", "/users/{user_id}/feedback"): lambda ids: {"image_id": ids["drawn_id"], "liked": True},
+    ("POST", "/users/{user_id}/taste-codes"): lambda ids: {},
 }
 
 
@@ -78,8 +86,17 @@ async def settled(owner: Client) -> Ids:
         assert added.json()["embedding"]["status"] == "current"
     image = await owner("POST", "/images", {}, png(colour="green"))
     drawn = await owner("POST", "/generate", {}, {"prompt": "her secret", "user_id": "ann"})
+    ann, id_of = {"user_id": "ann"}, drawn.json()["images"][0]["image_id"]
+    ask = await owner("POST", "/users/{user_id}/questions", ann, {"prompt": "her secret"})
+    judged = {"image_id": id_of, "liked": True}
+    liked = await owner("POST", "/users/{user_id}/feedback", ann, judged)
+    code = await owner("POST", "/users/{user_id}/taste-codes", ann, {})
     return {
         "user_id": "ann",
+        "drawn_id": id_of,
+        "question_id": ask.json()["question_id"],
+        "feedback_id": liked.json()["feedback_id"],
+        "code": code.json()["code"],
         "pair_id": (await owner("GET", choices, {"user_id": "ann"})).json()["pairs"][0]["pair_id"],
         "image_id": image.json()["image_id"],
         "generation_id": drawn.json()["id"],
@@ -119,7 +136,7 @@ async def test_a_strangers_id_is_one_that_never_was(
         assert answer.status_code == 404 or answer.json()["field"]  # of a body that names an id
         assert told(answer, hers) == told(never, NEVER)
     assert method != "GET" or answer.status_code == 404
-    for secret in (hers["pair_id"], hers["generation_id"], "her secret", "amy"):
+    for secret in (hers["pair_id"], hers["generation_id"], hers["code"], "her secret", "amy"):
         assert secret not in answer.text
     assert await seen(owner, hers) == before
 
