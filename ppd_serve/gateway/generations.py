@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ppd_serve.api.events import PREVIEWS, Done, Drawn, Event, Failed, Format
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
 from ppd_serve.errors import Cancelled, InvalidInput, PPDError
+from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.drawing import Drawing, Easel, as_ours
 from ppd_serve.gateway.event_log import EventListener, EventLog
 from ppd_serve.gateway.idempotency import IdempotencyKeys
@@ -19,6 +21,7 @@ from ppd_serve.storage.values import UNFINISHED
 
 CANCEL_SECONDS = 1.0
 ELSEWHERE_SECONDS = 1.0  # how often we look what another process has drawn
+log = logging.getLogger(__name__)
 
 
 class DrawingService:
@@ -32,10 +35,11 @@ class DrawingService:
         records: Records,
         diffuser: DiffuserPort,
         release: ReleaseOut,
+        closing: Closing,
     ) -> None:
         self._store, self._db, self._tasks = store, db, tasks
         self._idempotency, self._easel, self._records = idempotency_keys, easel, records
-        self._diffuser, self._release = diffuser, release
+        self._diffuser, self._release, self._closing = diffuser, release, closing
         self._keyed: dict[tuple[str, Idempotency], Drawing] = {}
 
     async def draw(self, project: str, body: GenerateIn, idempotency: Idempotency | None) -> Drawn:
@@ -123,12 +127,13 @@ class DrawingService:
         drawing = self._keyed.get((project, idempotency)) if idempotency else None
         if drawing is not None:
             return drawing, drawing.log.listen()
+        self._closing.check()
         kept = kept or idempotency is not None
         drawing = Drawing(body, size, kept=kept, previews=previews)
         listener = drawing.log.listen()
         if idempotency is not None:
             self._keyed[project, idempotency] = drawing
-        self._tasks.start(self._run(project, drawing, idempotency))
+        self._closing.add(self._tasks.start(self._run(project, drawing, idempotency)))
         return drawing, listener
 
     async def _run(self, project: str, drawing: Drawing, idempotency: Idempotency | None) -> None:
@@ -139,7 +144,11 @@ class DrawingService:
             else:
                 end = Done(await self._draw_once(project, drawing, idempotency))
         except BaseException as error:
-            end = Failed(as_ours(error))
+            told = as_ours(error)
+            end = Failed(told)
+            if told.status == 500:
+                bug = None if isinstance(error, PPDError) else error
+                log.error("a drawing failed: %s", told, exc_info=bug)
             if not isinstance(error, Exception):
                 raise
         finally:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ppd_serve.api.events import Format, Preview, Queued, Step
+from ppd_serve.meters import Beat
 from ppd_serve.preferences.pairs import Pair
 
 
@@ -35,6 +36,7 @@ class DrawRequest:
     users: Sequence[tuple[np.ndarray, float]]
     watched: bool = False
     previews: int = 0
+    guidance_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class EncoderPort(Protocol):
     async def embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, str | None]:
         """The embedding, float32 ``[rows, dim]``, and the profile in words."""
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         """Returns when the encoder is there and warm."""
 
 
@@ -75,7 +77,7 @@ class DiffuserPort(Protocol):
     async def encode(self, png: bytes, format: Format) -> bytes:
         """A picture of ours in another format, with what was written inside it."""
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         """Returns when the diffuser is there and warm."""
 
     async def samplers(self) -> list[str]:
@@ -93,3 +95,6 @@ class IndexPort(Protocol):
 
     async def search(self, key: np.ndarray, k: int, prefix: str) -> list[tuple[str, float]]:
         """Nearest ids and cosines, of those that start with ``prefix``."""
+
+    async def beat(self) -> Beat:
+        """Returns when the index is there."""

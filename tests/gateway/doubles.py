@@ -10,6 +10,7 @@ import numpy as np
 
 from ppd_serve.api.events import Format, Preview, Queued, Step
 from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished, IndexRow
+from ppd_serve.meters import Beat
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.preferences.pairs import Pair
 from tests.api.doubles import png
@@ -44,9 +45,10 @@ class FakeEncoder:
         values = embedding(pairs) if self.values is None else self.values
         return values, f"likes {len(pairs)}"
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         if self.error is not None:
             raise self.error
+        return Beat("encoder", {"chunk_hits": 2, "chunk_misses": len(self.read)})
 
 
 def embedding(pairs: Sequence[Pair]) -> np.ndarray:
@@ -90,6 +92,11 @@ class FakeIndex:
             raise self.error
         return self.index.search(key, k, prefix)
 
+    async def beat(self) -> Beat:
+        if self.error is not None:
+            raise self.error
+        return Beat("index", {"users": len(self.index)})
+
 
 class FakeDiffuser:
     """Draws one-coloured pictures in ``STEPS`` steps; remembers what it was asked for. ``gate``
@@ -127,9 +134,10 @@ class FakeDiffuser:
     async def encode(self, png: bytes, format: Format) -> bytes:
         return f"{format}: ".encode() + png
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         if self.error is not None:
             raise self.error
+        return Beat("diffuser", {"queued": 3, "steps": 2, "total_rows": 9, "total_seconds": 0.5})
 
     async def samplers(self) -> list[str]:
         return ["ddim"]
