@@ -94,7 +94,7 @@ def test_as_many_replicas_as_the_load_asks_for(monkeypatch: pytest.MonkeyPatch) 
     assert scaling.target_ongoing_requests == 8
     assert diffuser.user_config == {"rows": 16, "queue": 256}
     with pytest.raises(ValidationError, match="max must be at least min"):
-        Settings.load({"encoder": {"replicas": {**wanted, "min": 5}}})
+        Settings.load({"diffuser": {"replicas": {**wanted, "min": 5}}})
 
 
 def _deployments(settings: Settings) -> list[Any]:
