@@ -155,11 +155,15 @@ def _app(
 async def _publish(registry: CollectorRegistry) -> None:
     """All that ``/metrics`` tells, on Ray's own port, too: there every gateway can be heard."""
     gauges: dict[str, Gauge] = {}
+    told: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     while True:
-        for sample in (sample for family in registry.collect() for sample in family.samples):
-            if sample.name not in gauges:
-                gauges[sample.name] = Gauge(sample.name, tag_keys=tuple(sample.labels))
-            gauges[sample.name].set(sample.value, sample.labels)
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        now = {(sample.name, tuple(sample.labels.items())): sample.value for sample in samples}
+        for (name, labels), value in {**dict.fromkeys(told, 0.0), **now}.items():  # 0: it is gone
+            if name not in gauges:
+                gauges[name] = Gauge(name, tag_keys=tuple(dict(labels)))
+            gauges[name].set(value, dict(labels))
+        told = now
         await asyncio.sleep(PUBLISH_SECONDS)
 
 
@@ -266,7 +270,11 @@ def start(settings: Settings, scratch: str) -> None:
             ray.init(settings.ray_address)
         else:
             start_ray(scratch)
-    logging: Any = {"log_level": "WARNING", "enable_access_log": False}
+    logging: Any = {
+        "log_level": "WARNING",
+        "enable_access_log": False,
+        "encoding": settings.log_format.upper(),
+    }
     address = {"host": settings.host, "port": settings.port}
     serve.start(http_options=address, logging_config=logging)
     serve.run(application(settings), name=APP, route_prefix="/", logging_config=logging)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ppd_serve import logs
 from ppd_serve.actors import Encoder, UserIndex
 from ppd_serve.actors import encoder as encoder_actor
 from ppd_serve.errors import ReleaseError, Unavailable
@@ -165,11 +166,14 @@ class Reader:
         self.go_on.set()
         self.read: list[int] = []
         self.chunks_read = 0
+        self.error: Exception | None = None
 
     def embed(self, pairs: Sequence[Pair]) -> SimpleNamespace:
         if not self.go_on.is_set():
             self.hangs.set()
             self.go_on.wait(60)
+        if self.error is not None:
+            raise self.error
         self.read.append(len(pairs))
         self.chunks_read += len(pairs) <= 4  # what was read before is remembered
         return SimpleNamespace(embedding=np.full(SHAPE, len(pairs), np.float32), profile="warm")
@@ -208,6 +212,20 @@ async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert reader.read == [1, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
     beat = await part.beat()
     assert beat.figures == {"chunk_hits": 0, "chunk_misses": 3}
+
+
+async def test_a_reading_that_fails_says_for_whom(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Reader()
+    part = encoder(monkeypatch, reader, SHAPE)
+    reader.error = RuntimeError("broken")
+    caplog.handler.addFilter(logs.with_request_id)  # in the reading's own thread
+    with pytest.raises(RuntimeError):
+        await part.embed([Pair("a", b"", b"")], "mine")
+    (line,) = caplog.records
+    assert (line.request_id, line.levelname) == ("mine", "ERROR")  # type: ignore[attr-defined]
+    await part.beat()  # it does not hang
 
 
 async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,10 @@ from tests.e2e.server import Server
 pytestmark = pytest.mark.e2e
 
 
-def test_what_was_begun_is_finished(release: Path, tmp_path: Path) -> None:
+def test_what_was_begun_is_finished(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPD_LOG_FORMAT", "json")
     server = Server(release, tmp_path).start()
     diffuser = server.actor("Diffuser")
     later = {"Prefer": "respond-async"}
