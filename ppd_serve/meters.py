@@ -62,7 +62,12 @@ PARTS = (
     Gauge("ppd_engine_active_rows", "Pictures being denoised or decoded", "active"),
     Gauge("ppd_engine_batch_limit_rows", "Rows that a forward may hold", "batch_limit"),
     Summary("ppd_engine_step_rows", "Rows in a step", "steps", "total_rows"),
-    Summary("ppd_engine_step_seconds", "Time of a step", "steps", "total_seconds"),
+    Summary(
+        "ppd_engine_step_seconds",
+        "Time of a step, with what is decoded after it",
+        "steps",
+        "total_seconds",
+    ),
     Cache("ppd_text_cache_total", "Prompts looked up", "text_hits", "text_misses"),
     Cache("ppd_chunk_cache_total", "Chunks of pairs looked up", "chunk_hits", "chunk_misses"),
     Gauge("ppd_index_users", "Users in the index", "users"),
