@@ -200,12 +200,15 @@ async def test_guidance_for_a_part_of_the_way(actor: Diffuser) -> None:
 
 
 async def test_a_heartbeat_tells_what_the_engine_did(actor: Diffuser) -> None:
+    steps = DEFAULTS.steps  # a tick is counted once it is over: after its pictures are out
+    await until(lambda: actor._engine.stats().steps == steps)
     before = await actor.beat()
     await all_of(actor, ask(n=2))
+    await until(lambda: actor._engine.stats().steps >= 2 * steps)
     after = await actor.beat()
     assert after.replica == before.replica
     gone = {name: after.figures[name] - before.figures[name] for name in after.figures}
-    assert (gone["steps"], gone["total_rows"]) == (DEFAULTS.steps, 2 * DEFAULTS.steps)
+    assert (gone["steps"], gone["total_rows"]) == (steps, 2 * steps)
     assert gone["total_seconds"] > 0 == after.figures["queued"]
 
 
