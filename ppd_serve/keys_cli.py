@@ -13,7 +13,7 @@ import typer
 
 from ppd_serve.cli_settings import ConfigOption, DataOption, given_settings
 from ppd_serve.errors import PPDError
-from ppd_serve.keys import ApiKey, Scope
+from ppd_serve.keys import OF_A_PROJECT, ApiKey, Scope
 
 if TYPE_CHECKING:
     from ppd_serve.storage.store import Store
@@ -28,7 +28,8 @@ def create(
     project: Annotated[str, typer.Option(help="Whose users and pictures it opens.")],
     name: Annotated[str, typer.Option(help="What it is for, in your words.")] = "",
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="What it may do; everything, unless given.")
+        list[Scope] | None,
+        typer.Option(help="What it may do; unless given, everything but metrics."),
     ] = None,
     rate_per_minute: Limit = None,
     concurrency: Limit = None,
@@ -43,7 +44,7 @@ def create(
         made, key = store.create_key(
             project,
             name=name,
-            scopes=scope or list(Scope),
+            scopes=scope or list(OF_A_PROJECT),
             rate_per_minute=rate_per_minute,
             concurrency=concurrency,
             days=days,

@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ppd_serve.api.edge:in_proxy",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after its 5 s a busy machine would start over
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other work on the machine come first
+    "RAY_DEDUP_LOGS": "0",  # lines that differ in their request's id alone are different
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a part with gpus: 0 still sees what is there
 }
 
@@ -71,6 +72,8 @@ def launch(settings: Settings) -> None:
     _on_signals(on_signal)
     _wait_for_port(settings.host, settings.port)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if settings.log_format == "json":
+        os.environ["RAY_DISABLE_WORKER_LOG_PREFIX"] = "1"  # each line is an object, and no more
 
     from ppd_serve import serve_app
 

@@ -82,10 +82,17 @@ class Release:
         return self._locate(self.manifest.encoder) if self.manifest.encoder else None
 
     def load_backbone(
-        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        compile: bool = False,
+        attention_backend: str | None = None,
     ) -> Backbone:
         """The backbone, able to do what ``defaults`` promise. ReleaseError if it is not."""
-        backbone = load_backbone(self.backbone_path, device, dtype)
+        backbone = load_backbone(
+            self.backbone_path, device, dtype, compile=compile, attention_backend=attention_backend
+        )
         try:
             backbone.schedule(self.defaults.sampler, self.defaults.steps)
             for width, height in self.defaults.sizes:

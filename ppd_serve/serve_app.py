@@ -8,19 +8,22 @@ Gateway ──► Encoder     pairs → embedding (VLM, its own thread)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, chdir
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Gauge
 
 from ppd_serve.actors import Diffuser, Encoder, UserIndex
 from ppd_serve.api.app import create_app
@@ -30,14 +33,18 @@ from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.errors import ActorUnavailable, PPDError, ReleaseError
 from ppd_serve.gateway.build import build_services
 from ppd_serve.gateway.ports import DrawEvent, DrawRequest, IndexRow, Question, Reading
+from ppd_serve.local_ray import start_ray
+from ppd_serve.logs import configure, request_id
 from ppd_serve.manifest import Manifest, Source, read_manifest
+from ppd_serve.meters import Beat
 from ppd_serve.preferences.pairs import Pair
-from ppd_serve.settings import Part, Settings
+from ppd_serve.settings import Autoscaling, Part, Replicas, Settings
 
 APP = "ppd"
 OPEN_CALLS = 1000  # the engine's queue is the only queue: nothing waits in Ray's
-OBJECT_STORE_BYTES = 200 * 2**20
-START_ATTEMPTS = 4
+END_SECONDS = 10.0  # beyond ``drain_s``: what is interrupted then is still recorded
+PUBLISH_SECONDS = 10.0  # Ray's own metrics go out about as often
+log = logging.getLogger(__name__)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -59,14 +66,17 @@ def application(settings: Settings) -> serve.Application:
 
         return _app(settings, manifest, handle)
 
-    def deployed(actor: type, part: Part, replicas: int = 1) -> serve.Deployment:
+    def deployed(
+        actor: type, part: Part, replicas: Replicas = 1, user_config: dict[str, int] | None = None
+    ) -> serve.Deployment:
         return serve.deployment(
             actor,
             name=actor.__name__,
-            num_replicas=replicas,
+            **_scale(replicas),
+            user_config=user_config,
             ray_actor_options={"num_cpus": part.cpus, "num_gpus": part.gpus},
             max_ongoing_requests=OPEN_CALLS,
-            graceful_shutdown_timeout_s=settings.drain_s,
+            graceful_shutdown_timeout_s=settings.drain_s + END_SECONDS,
             graceful_shutdown_wait_loop_s=0.2,
             health_check_period_s=2,
         )
@@ -74,17 +84,37 @@ def application(settings: Settings) -> serve.Application:
     class Gateway:
         """Bound to its parts so that Ray Serve deploys them with it."""
 
+        app: FastAPI
+
         def __init__(self, *parts: DeploymentHandle) -> None:
             pass
 
+        async def drain(self) -> None:
+            await self.app.state.services.drain()
+
     gateway = serve.ingress(make_app)(Gateway)
     return deployed(gateway, settings.gateway, settings.gateways).bind(
-        deployed(Encoder, settings.encoder).bind(release, settings.encoder),
-        deployed(UserIndex, settings.index).bind(
-            str(settings.data / "index"), space, manifest.embedding_shape, settings.index_save_s
+        deployed(Encoder, settings.encoder, settings.encoder.replicas).bind(
+            release, settings.encoder, settings.log_format
         ),
-        deployed(Diffuser, settings.diffuser).bind(release, settings.diffuser),
-    )
+        deployed(UserIndex, settings.index).bind(
+            str(settings.data / "index"), space, manifest.embedding_shape, settings.index_save_s,
+            settings.log_format,
+        ),
+        deployed(
+            Diffuser, settings.diffuser, settings.diffuser.replicas,
+            {"rows": settings.diffuser.rows, "queue": settings.diffuser.queue},
+        ).bind(release, settings.diffuser, settings.log_format),
+    )  # fmt: skip
+
+
+def _scale(replicas: Replicas) -> dict[str, Any]:
+    """In Ray Serve's words."""
+    if not isinstance(replicas, Autoscaling):
+        return {"num_replicas": replicas}
+    bounds = {"min_replicas": replicas.min, "max_replicas": replicas.max}
+    aim = {"target_ongoing_requests": replicas.target_ongoing_requests}
+    return {"autoscaling_config": {**bounds, **aim}}
 
 
 def _app(
@@ -93,6 +123,7 @@ def _app(
     """The HTTP application, made on the replica that serves it."""
     from ppd_serve.storage.store import Store
 
+    configure(settings.log_format)
     settings.data.mkdir(parents=True, exist_ok=True)
     access = Access(
         _link_secret(settings),
@@ -100,18 +131,40 @@ def _app(
         settings.public_url,
         loopback_only=not settings.allow_unauthenticated,
     )
-    return create_app(
-        build_services(
-            Store.open(settings.database, settings.blobs),
-            Remote(handle("Encoder")),
-            Remote(handle("UserIndex")),
-            Remote(handle("Diffuser")),
-            _describe(manifest),
-            access,
-            settings.encode_wait_s,
-        ),
-        settings.cors_origins,
+    services = build_services(
+        Store.open(settings.database, settings.blobs),
+        Remote(handle("Encoder")),
+        Remote(handle("UserIndex")),
+        Remote(handle("Diffuser")),
+        _describe(manifest),
+        access,
+        settings.encode_wait_s,
+        settings.drain_s,
     )
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[None]:
+        async with services.running:
+            publishing = asyncio.create_task(_publish(services.meters.registry))
+            yield
+            publishing.cancel()
+
+    return create_app(replace(services, running=running()), settings.cors_origins)
+
+
+async def _publish(registry: CollectorRegistry) -> None:
+    """All that ``/metrics`` tells, on Ray's own port, too: there every gateway can be heard."""
+    gauges: dict[str, Gauge] = {}
+    told: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    while True:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        now = {(sample.name, tuple(sample.labels.items())): sample.value for sample in samples}
+        for (name, labels), value in {**dict.fromkeys(told, 0.0), **now}.items():  # 0: it is gone
+            if name not in gauges:
+                gauges[name] = Gauge(name, tag_keys=tuple(dict(labels)))
+            gauges[name].set(value, dict(labels))
+        told = now
+        await asyncio.sleep(PUBLISH_SECONDS)
 
 
 def _describe(manifest: Manifest) -> ReleaseOut:
@@ -156,19 +209,20 @@ class Remote:
         except (RayError, RayServeException) as error:
             raise ours(error) from None
 
-    async def beat(self) -> None:
-        await self._call("beat")
+    async def beat(self) -> Beat:
+        result: Beat = await self._call("beat")
+        return result
 
     async def embed(self, pairs: Sequence[Pair]) -> Reading:
-        result: Reading = await self._call("embed", list(pairs))
+        result: Reading = await self._call("embed", list(pairs), request_id.get())
         return result
 
     async def ask(self, pairs: Sequence[Pair]) -> Question:
-        result: Question = await self._call("ask", list(pairs))
+        result: Question = await self._call("ask", list(pairs), request_id.get())
         return result
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
-        response = self._streaming.draw.remote(request)
+        response = self._streaming.draw.remote(request, request_id.get())
         try:
             async for event in response:
                 yield event
@@ -210,42 +264,6 @@ def ours(error: Exception) -> PPDError:
     return ActorUnavailable()
 
 
-def start_ray(scratch: str) -> None:
-    """A Ray of this process alone, with everything of it in ``scratch``. Raises ``RuntimeError``.
-
-    Its raylet gives its agents 15 s to start and ends if they take longer, which on a machine that
-    is busy just now they do; no setting changes that, so it is started again."""
-    for _ in range(START_ATTEMPTS):
-        try:
-            with _all_or_nothing():
-                ray.init(
-                    "local",
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=scratch,
-                    logging_level="ERROR",
-                )
-            return
-        except Exception as error:  # Ray's own is a bare Exception
-            reason = str(error)
-    raise RuntimeError(f"Ray does not start: {reason}")
-
-
-@contextmanager
-def _all_or_nothing() -> Iterator[None]:
-    """Ray forgets the processes of a start that failed. They end here."""
-    before = psutil.Process().children(recursive=True)
-    try:
-        yield
-    except BaseException:
-        begun = [p for p in psutil.Process().children(recursive=True) if p not in before]
-        for process in begun:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(begun)
-        raise
-
-
 def start(settings: Settings, scratch: str) -> None:
     """Start Ray (a private one, with everything of it in ``scratch``, unless an address is set)
     and the application on it. Raises ``RuntimeError`` when it can't be deployed."""
@@ -254,7 +272,11 @@ def start(settings: Settings, scratch: str) -> None:
             ray.init(settings.ray_address)
         else:
             start_ray(scratch)
-    logging: Any = {"log_level": "WARNING", "enable_access_log": False}
+    logging: Any = {
+        "log_level": "WARNING",
+        "enable_access_log": False,
+        "encoding": settings.log_format.upper(),
+    }
     address = {"host": settings.host, "port": settings.port}
     serve.start(http_options=address, logging_config=logging)
     serve.run(application(settings), name=APP, route_prefix="/", logging_config=logging)
@@ -263,5 +285,10 @@ def start(settings: Settings, scratch: str) -> None:
 def stop(settings: Settings) -> None:
     """Finish what is being drawn (at most ``drain_s``), then end."""
     if ray.is_initialized():
+        try:  # while the other parts are there to finish it
+            drained = serve.get_deployment_handle("Gateway", APP).broadcast("drain")
+            drained.results(timeout_s=settings.drain_s + END_SECONDS)
+        except Exception as error:  # none of it came up, or it has gone already
+            log.warning("what was being drawn may be interrupted: %r", error)
         serve.delete(APP) if settings.ray_address else serve.shutdown()
         ray.shutdown()

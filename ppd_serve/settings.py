@@ -10,9 +10,18 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,6 +30,7 @@ from pydantic_settings import (
 )
 
 from ppd_serve.keys import is_project
+from ppd_serve.logs import LogFormat
 
 STUDIO = Path(__file__).parent / "assets" / "studio"
 CORES = os.cpu_count() or 1
@@ -39,17 +49,70 @@ class Part(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+class Autoscaling(BaseModel):
+    """Between ``min`` and ``max`` replicas: so many that each has about
+    ``target_ongoing_requests`` calls to answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+    target_ongoing_requests: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Autoscaling:
+        if self.max < self.min:
+            raise ValueError("max must be at least min")
+        return self
+
+
+def _kind(replicas: object) -> str:
+    return "autoscaling" if isinstance(replicas, dict | Autoscaling) else "number"
+
+
+Replicas = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[Autoscaling, Tag("autoscaling")],
+    Discriminator(_kind),
+]
+
+
 class EncoderPart(Part):
+    """``replicas``: how many, or between how many (``Autoscaling``)."""
+
     threads: int = Field(min(2, CORES), ge=1)
     quantisation: Literal["4bit"] | None = None
+    replicas: Replicas = 1
 
 
-class DiffuserPart(Part):
-    """``rows`` are denoised together, ``queue`` more pictures may wait."""
+class Capacity(BaseModel):
+    """``rows`` pictures are denoised together, ``queue`` more may wait. What Ray Serve's
+    ``user_config`` may say of a diffuser while it runs."""
 
-    threads: int = Field(CORES, ge=1)
+    model_config = ConfigDict(extra="forbid")
+
     rows: int = Field(16, ge=1)
     queue: int = Field(256, ge=0)
+
+
+class DiffuserPart(Part, Capacity):
+    """The capacity is each replica's. ``compile`` is for GPUs: a start that takes minutes, then
+    faster steps. ``attention_backend``: a kernel by diffusers' name; None: torch's choice."""
+
+    threads: int = Field(CORES, ge=1)
+    replicas: Replicas = 1
+    compile: bool = False
+    attention_backend: str | None = None
+
+    @field_validator("attention_backend")
+    @classmethod
+    def _a_kernel(cls, name: str | None) -> str | None:
+        if name is not None:
+            from diffusers.models.attention_dispatch import AttentionBackendName
+
+            known = sorted(backend.value for backend in AttentionBackendName)
+            if name not in known:
+                raise ValueError(f"must be one of {', '.join(known)}")
+        return name
 
 
 class Settings(BaseSettings):
@@ -57,11 +120,11 @@ class Settings(BaseSettings):
 
     data: directory for the database, pictures and the index, unless ``database_url`` and
     ``blob_url`` (fsspec) say otherwise. cors_origins: web pages that may call from a browser, as
-    ``https://host``, or ``*`` for all. api_keys: key → project, beside those
-    of ``ppd keys``; never stored, they may do everything. link_secret: signs picture links; made
-    and kept in ``data`` if not given. encode_wait_s: how long a call waits for the encoder.
-    drain_s: how long a stopping server waits for what is being drawn. ray_address: a running
-    cluster; without one, a private Ray is started.
+    ``https://host``, or ``*`` for all. api_keys: key → project, beside those of ``ppd keys``;
+    never stored, they may do everything. link_secret: signs picture links; made and kept in
+    ``data`` if not given. encode_wait_s: how long a call waits for the encoder. drain_s: how long a
+    stopping server waits for what is being drawn. log_format: lines for people or JSON.
+    ray_address: a running cluster; without one, a private Ray is started.
     """
 
     model_config = SettingsConfigDict(
@@ -82,6 +145,7 @@ class Settings(BaseSettings):
     encode_wait_s: float = Field(10.0, gt=0, le=600)
     drain_s: float = Field(120.0, gt=0)
     index_save_s: float = Field(30.0, gt=0)
+    log_format: LogFormat = "text"
     gateways: int = Field(1, ge=1)
     gateway: Part = Part()
     index: Part = Part()

@@ -23,7 +23,7 @@ ROUTES = {
     "/users/{user_id}/preferences", "/users/{user_id}/preferences/{pair_id}", "/images",
     "/images/{image_id}", "/generate", "/generations/{generation_id}",
     "/generations/{generation_id}/events", "/v1/images/generations", "/v1/models",
-    "/v1/models/{model}", "/releases", "/healthz", "/readyz",
+    "/v1/models/{model}", "/releases", "/healthz", "/readyz", "/metrics",
 }  # fmt: skip
 
 

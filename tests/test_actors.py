@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ppd_serve import actors
+from ppd_serve import logs
 from ppd_serve.actors import Encoder, UserIndex
+from ppd_serve.actors import encoder as encoder_actor
 from ppd_serve.errors import ReleaseError, Unavailable, Unsupported
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.ports import IndexRow
@@ -135,6 +136,7 @@ async def test_a_row_that_the_index_refuses_keeps_nobody_else_out(tmp_path: Path
         IndexRow(4, "default/d", 1, good),
     ]
     assert await index.apply("", 0, rows) == 4
+    assert (await index.beat()).figures == {"users": 2}
     assert [await index.get(row.id) is not None for row in rows] == [True, False, False, True]
 
 
@@ -164,12 +166,17 @@ class Reader:
         self.go_on, self.hangs = threading.Event(), threading.Event()
         self.go_on.set()
         self.read: list[int] = []
+        self.chunks_read = 0
+        self.error: Exception | None = None
 
     def embed(self, pairs: Sequence[Pair]) -> SimpleNamespace:
         if not self.go_on.is_set():
             self.hangs.set()
             self.go_on.wait(60)
+        if self.error is not None:
+            raise self.error
         self.read.append(len(pairs))
+        self.chunks_read += len(pairs) <= 4  # what was read before is remembered
         return SimpleNamespace(embedding=np.full(SHAPE, len(pairs), np.float32), profile="warm")
 
 
@@ -189,7 +196,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch, reader: Reader, shape: tuple[int, i
 async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader()
     part = encoder(monkeypatch, reader, SHAPE)
-    monkeypatch.setattr(actors, "STUCK_SECONDS", -1.0)  # whatever is under way has hung
+    monkeypatch.setattr(encoder_actor, "STUCK_SECONDS", -1.0)  # whatever is under way has hung
     await part.beat()
     reader.go_on.clear()
     reading = asyncio.create_task(part.embed([Pair("a", b"", b"")] * 9))
@@ -205,6 +212,22 @@ async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert (read.values[0, 0], read.profile, read.bits) == (9, "warm", None)
     await part.beat()
     assert reader.read == [1, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
+    beat = await part.beat()
+    assert beat.figures == {"chunk_hits": 0, "chunk_misses": 3}
+
+
+async def test_a_reading_that_fails_says_for_whom(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Reader()
+    part = encoder(monkeypatch, reader, SHAPE)
+    reader.error = RuntimeError("broken")
+    caplog.handler.addFilter(logs.with_request_id)  # in the reading's own thread
+    with pytest.raises(RuntimeError):
+        await part.embed([Pair("a", b"", b"")], "mine")
+    (line,) = caplog.records
+    assert (line.request_id, line.levelname) == ("mine", "ERROR")  # type: ignore[attr-defined]
+    await part.beat()  # it does not hang
 
 
 async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

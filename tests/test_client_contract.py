@@ -101,6 +101,7 @@ async def test_generate(client: AsyncClient):
         "height": 128,
         "steps": 4,
         "guidance_scale": 3.0,
+        "guidance_interval": (0.25, 1.0),
         "preference_scale": 0.5,
         "seed": 7,
         "sampler": "ddim",

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ppd_serve.actors import Diffuser, preview_every
+from ppd_serve.actors import Diffuser
+from ppd_serve.actors.diffuser import _sizes, preview_every
 from ppd_serve.api.events import Queued, Step
 from ppd_serve.diffusion.picture import encode_picture
 from ppd_serve.errors import GenerationFailed, InvalidInput, QueueFull
@@ -47,7 +48,7 @@ def actor(monkeypatch: pytest.MonkeyPatch, held: Held) -> Iterator[Diffuser]:
     release = SimpleNamespace(
         name="toy",
         check=lambda: None,
-        load_backbone=lambda device, dtype: Toy(held),
+        load_backbone=lambda device, dtype, **how: Toy(held),
         load_adapter=lambda backbone: None,
         manifest=SimpleNamespace(embedding_shape=(1, 4)),
         defaults=DEFAULTS,
@@ -167,6 +168,58 @@ async def test_refusals_come_first_and_leave_nothing(actor: Diffuser) -> None:
         with pytest.raises(error):
             await anext(actor.draw(request))
     assert is_empty(actor)
+
+
+async def test_the_limits_change_while_it_draws(
+    actor: Diffuser, held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    held.go_on.clear()
+    drawing = actor.draw(ask(n=6))
+    await anext(drawing)
+    engine = actor._engine
+    actor.reconfigure({"rows": 3})  # what is not said is as at the start
+    assert (engine.max_rows, engine.queue_limit) == (3, 4)
+    actor.reconfigure({"queue": 9})
+    assert (engine.max_rows, engine.queue_limit) == (2, 9)
+    for wrong in ({"rows": 0}, {"queue": -1}, {"colour": 1}):
+        actor.reconfigure(wrong)
+        assert (engine.max_rows, engine.queue_limit) == (2, 9)
+    assert len(caplog.records) == 3
+    next_one = asyncio.create_task(all_of(actor, ask()))  # there was no room for it before
+    held.go_on.set()
+    assert len([event async for event in drawing]) >= 6 and await next_one
+
+
+async def test_who_asks_first_finds_it_warm(actor: Diffuser) -> None:
+    assert actor._engine.stats().ticks == DEFAULTS.steps
+    assert actor._engine.backbone.previewed == [1]  # type: ignore[attr-defined]
+
+
+def test_every_size_of_batch_that_is_compiled() -> None:
+    assert [_sizes(rows) for rows in (1, 2, 6, 16)] == [
+        [1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16],
+    ]  # fmt: skip
+
+
+async def test_guidance_for_a_part_of_the_way(actor: Diffuser) -> None:
+    forwards = actor._engine.backbone.forwards  # type: ignore[attr-defined]
+    await all_of(actor, ask(guidance_interval=(0.5, 1.0)))
+    assert [shape[0] for shape in forwards[-DEFAULTS.steps :]] == [1, 1, 2, 2]
+    await all_of(actor, ask())
+    assert [shape[0] for shape in forwards[-DEFAULTS.steps :]] == [2, 2, 2, 2]
+
+
+async def test_a_heartbeat_tells_what_the_engine_did(actor: Diffuser) -> None:
+    steps = DEFAULTS.steps  # a tick is counted once it is over: after its pictures are out
+    await until(lambda: actor._engine.stats().steps == steps)
+    before = await actor.beat()
+    await all_of(actor, ask(n=2))
+    await until(lambda: actor._engine.stats().steps >= 2 * steps)
+    after = await actor.beat()
+    assert after.replica == before.replica
+    gone = {name: after.figures[name] - before.figures[name] for name in after.figures}
+    assert (gone["steps"], gone["total_rows"]) == (steps, 2 * steps)
+    assert gone["total_seconds"] > 0 == after.figures["queued"]
 
 
 async def test_a_full_queue_refuses(actor: Diffuser, held: Held) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ppd_serve import launch
 from ppd_serve.cli import app
-from ppd_serve.keys import EVERYTHING, ApiKey, Scope, digest
+from ppd_serve.keys import OF_A_PROJECT, ApiKey, Scope, digest
 from ppd_serve.settings import Settings
 from ppd_serve.storage.store import Store
 
@@ -45,10 +45,10 @@ def test_a_key_is_printed_once_and_works(data: Path) -> None:
     assert key not in listed and key.rpartition("_")[2] not in listed and digest(key) not in listed
 
 
-def test_without_options_it_may_do_everything(data: Path) -> None:
+def test_without_options_it_may_do_all_of_its_project(data: Path) -> None:
     key = ppd(data, "create", "--project", "app").stdout.strip()
     known = kept(data)[digest(key)]
-    assert (known.scopes, known.rate_per_minute, known.concurrency) == (EVERYTHING, None, None)
+    assert (known.scopes, known.rate_per_minute, known.concurrency) == (OF_A_PROJECT, None, None)
     assert known.expires is None
 
 

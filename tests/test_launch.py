@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ppd_serve import serve_app
+from ppd_serve import local_ray
 
 
 class Ray:
@@ -25,8 +25,8 @@ class Ray:
 
 def test_a_start_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = Ray(failures=1)
-    monkeypatch.setattr(serve_app, "ray", ray)
-    serve_app.start_ray("/nowhere")
+    monkeypatch.setattr(local_ray, "ray", ray)
+    local_ray.start_ray("/nowhere")
     first, second = ray.begun
     assert not psutil.pid_exists(first)
     psutil.Process(second).kill()
@@ -36,8 +36,8 @@ def test_starts_that_all_fail_are_one_error_and_leave_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ray = Ray(failures=99)
-    monkeypatch.setattr(serve_app, "ray", ray)
+    monkeypatch.setattr(local_ray, "ray", ray)
     with pytest.raises(RuntimeError, match="timed out during startup"):
-        serve_app.start_ray("/nowhere")
+        local_ray.start_ray("/nowhere")
     assert len(ray.begun) > 1
     assert not any(map(psutil.pid_exists, ray.begun))

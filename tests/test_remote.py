@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from ppd_serve.errors import ActorUnavailable, PPDError
-from ppd_serve.serve_app import Remote, start_ray
+from ppd_serve.local_ray import start_ray
+from ppd_serve.serve_app import Remote
 from tests.api.doubles import every_error
 
 pytestmark = pytest.mark.slow

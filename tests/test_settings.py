@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from ppd_serve import serve_app
 from ppd_serve.cli import app
 from ppd_serve.errors import PPDError
 from ppd_serve.launch import launch, read_config
@@ -62,6 +63,13 @@ def test_pages_that_may_call(monkeypatch: pytest.MonkeyPatch) -> None:
         {"gateways": 2, "database_url": "postgresql://x"},
         {"gateways": 2, "database_url": "postgresql://x", "blob_url": "s3://b"},  # whose links?
         {"ray_address": "auto"},
+        {"log_format": "xml"},
+        {"index": {"replicas": 2}},
+        {"diffuser": {"replicas": 0}},
+        {"diffuser": {"replicas": {"max": 2}}},
+        {"diffuser": {"replicas": {"min": 3, "max": 2, "target_ongoing_requests": 8}}},
+        {"encoder": {"replicas": {"min": 0, "max": 2, "target_ongoing_requests": 8}}},
+        {"diffuser": {"attention_backend": "magic"}},
     ],
 )
 def test_what_is_refused(wrong: dict[str, Any]) -> None:
@@ -72,6 +80,26 @@ def test_what_is_refused(wrong: dict[str, Any]) -> None:
 def test_more_gateways_on_shared_storage() -> None:
     shared = {"database_url": "postgresql://x", "blob_url": "s3://b", "link_secret": "s" * 16}
     assert Settings.load({"gateways": 2, **shared}).gateways == 2
+
+
+def test_as_many_replicas_as_the_load_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPD_ENCODER__REPLICAS", "2")
+    wanted = {"min": 1, "max": 4, "target_ongoing_requests": 8}
+    settings = Settings.load({"diffuser": {"replicas": wanted, "attention_backend": "native"}})
+    gateway, encoder, index, diffuser = _deployments(settings)
+    scales = [each.num_replicas for each in (gateway, encoder, index)]
+    assert scales == [1, 2, 1]
+    scaling = diffuser._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
+    assert scaling.target_ongoing_requests == 8
+    assert diffuser.user_config == {"rows": 16, "queue": 256}
+    with pytest.raises(ValidationError, match="max must be at least min"):
+        Settings.load({"diffuser": {"replicas": {**wanted, "min": 5}}})
+
+
+def _deployments(settings: Settings) -> list[Any]:
+    gateway = serve_app.application(settings)._bound_deployment
+    return [gateway, *(part._bound_deployment for part in gateway.init_args)]
 
 
 def test_keys_are_not_printed() -> None:

@@ -12,12 +12,14 @@ from fastapi.responses import HTMLResponse
 from ppd_serve.api import docs, problems
 from ppd_serve.api.cors import Cors
 from ppd_serve.api.edge import Edge
+from ppd_serve.api.metered import Metered
 from ppd_serve.api.routes import (
     feedback,
     generate,
     generations,
     health,
     images,
+    metrics,
     openai,
     preferences,
     questions,
@@ -50,11 +52,13 @@ def create_app(services: Services, cors_origins: Sequence[str] = ()) -> FastAPI:
     app.add_middleware(Edge)
     if cors_origins:
         app.add_middleware(Cors, cors_origins)  # around the Edge: its errors can be read, too
+    app.add_middleware(Metered, services.meters)
     problems.install(app)
-    for resource in (
+    resources = (
         users, preferences, questions, feedback, taste_codes, images, generate, generations,
-        openai, releases, health,
-    ):  # fmt: skip
+        openai, releases, health, metrics,
+    )  # fmt: skip
+    for resource in resources:
         app.include_router(resource.router)
 
     @app.get("/docs", include_in_schema=False)

@@ -149,6 +149,11 @@ async def _drawing(request: Request, credentials: Credentials) -> AsyncIterator[
         yield caller
 
 
+async def _metrics(request: Request, credentials: Credentials) -> AsyncIterator[None]:
+    async with admitted(request, credentials, frozenset({Scope.METRICS})):
+        yield
+
+
 # The dependencies of routes; each asks for a key, and the first two tell its project.
 Project = Annotated[str, Depends(_project)]
 """Of what belongs to somebody: a GET needs the scope ``read``, everything else ``write``."""
@@ -156,3 +161,5 @@ Common = Annotated[str, Depends(_common)]
 """Of what belongs to nobody: any scope will do."""
 Drawing = Annotated[Caller, Depends(_drawing)]
 """Of drawings: ``generate``; for a GET, ``read`` will do as well."""
+MetricsAllowed = Depends(_metrics)
+"""Of the server's own figures: ``metrics``."""

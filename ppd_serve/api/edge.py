@@ -18,14 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ppd_serve.api.problems import is_promised, problem
 from ppd_serve.api.schemas import LIMITS
 from ppd_serve.errors import ActorUnavailable, PPDError, TooLarge
+from ppd_serve.logs import request_id
 
 log = logging.getLogger(__name__)
 _GOOD_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Edge:
-    """Echoes or makes ``X-Request-ID``, stops bodies at the limit while they are being read, and
-    lets no error out that is not a problem document.
+    """Echoes or makes ``X-Request-ID`` (log lines carry it, too), stops bodies at the limit while
+    they are being read, and lets no error out that is not a problem document.
 
     ``proxy`` is true in the HTTP proxy: there a failure means that the app's process is gone.
     """
@@ -39,6 +40,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self.proxy)
+        request_id.set(exchange.request_id)
         try:
             if exchange.declared > LIMITS.body_bytes:
                 await exchange.refuse_body(0, more=True)

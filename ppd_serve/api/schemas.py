@@ -56,6 +56,16 @@ Text = Annotated[str, StringConstraints(max_length=LIMITS.prompt), AfterValidato
 Prompt = Annotated[Text, StringConstraints(min_length=1)]
 
 
+def _from_to(shares: list[float]) -> list[float]:
+    if shares[0] > shares[1]:
+        raise PydanticCustomError("interval", "Should be two shares, from and to")
+    return shares
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_from_to)]
+
+
 class Request(BaseModel):
     """Closed and strict: an unknown field, a NaN or a number in quotes is refused."""
 
@@ -107,7 +117,8 @@ class UserWeight(Request):
 
 
 class GenerateIn(Request):
-    """What is left out is the release's default."""
+    """What is left out is the release's default. ``guidance_interval``: from and to, as shares of
+    the steps; outside it a picture is not guided, which takes half the work."""
 
     prompt: Prompt
     user_id: Id | None = None
@@ -120,6 +131,7 @@ class GenerateIn(Request):
     guidance_scale: (
         Annotated[float, Field(ge=LIMITS.guidance_scale[0], le=LIMITS.guidance_scale[1])] | None
     ) = None
+    guidance_interval: Interval | None = None
     preference_scale: (
         Annotated[float, Field(ge=LIMITS.preference_scale[0], le=LIMITS.preference_scale[1])] | None
     ) = None

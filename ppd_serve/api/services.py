@@ -5,9 +5,9 @@ Every method raises the errors of ``ppd_serve.errors``, which come out as proble
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 from fastapi import Depends, Request
@@ -36,6 +36,7 @@ from ppd_serve.api.schemas import (
 )
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import PPDError
+from ppd_serve.meters import Meters
 from ppd_serve.storage.values import Choice, Idempotency
 
 
@@ -199,9 +200,14 @@ class Status(Protocol):
         """Part → what is wrong with it; empty when everything is ready. Cheap."""
 
 
+async def _at_once() -> None:
+    """Nothing is under way."""
+
+
 @dataclass(frozen=True)
 class Services:
-    """``running`` is entered when the app starts and left when it stops."""
+    """``running`` is entered when the app starts and left when it stops. ``drain`` may be called
+    before that: nothing more is begun, and it returns when what was begun has ended."""
 
     users: Users
     preferences: Preferences
@@ -214,6 +220,8 @@ class Services:
     access: Access
     keys: Keys
     running: AbstractAsyncContextManager[None]
+    drain: Callable[[], Awaitable[None]] = _at_once
+    meters: Meters = field(default_factory=Meters)
 
 
 def services(request: Request) -> Services:

@@ -61,7 +61,7 @@ class Batch:
         try:
             self._running.append(start_row(ticket, self._backbone, self._adapter))
         except Exception as error:
-            self._settle(ticket, _failure(error))
+            self._settle(ticket, _failure(ticket, error))
 
     @torch.inference_mode()
     def step(self, most: int) -> int:
@@ -75,7 +75,7 @@ class Batch:
         """Make pictures of some of the rows that are finished."""
         batch = next_to_decode([row for row in self._finished if not row.ticket.cancelled])
         for row, made in zip(batch, decode_rows(batch, self._backbone), strict=True):
-            self._leave(row, made if isinstance(made, Result) else _failure(made))
+            self._leave(row, made if isinstance(made, Result) else _failure(row.ticket, made))
 
     def clear(self) -> list[Ticket]:
         """Drop every row. The tickets, which are still to be settled."""
@@ -93,7 +93,7 @@ class Batch:
             finite = step_rows(rows, self._backbone, self._adapter)
         except Exception as error:
             if len(rows) == 1:
-                self._leave(rows[0], _failure(error))
+                self._leave(rows[0], _failure(rows[0].ticket, error))
             elif is_out_of_memory(error):
                 self.limits.ran_out(rows[0].shape, len(rows))
             else:
@@ -103,7 +103,7 @@ class Batch:
         self.limits.went_well(rows[0].shape, len(rows))
         for row, ok in zip(rows, finite, strict=True):
             if not ok:
-                self._leave(row, GenerationFailed("the latent is not finite"))
+                self._leave(row, _failure(row.ticket, GenerationFailed("the latent is not finite")))
             elif row.finished:
                 self._running.remove(row)
                 self._finished.append(row)
@@ -127,8 +127,10 @@ class Batch:
         self._settle(row.ticket, outcome)
 
 
-def _failure(error: Exception) -> PPDError:
+def _failure(ticket: Ticket, error: Exception) -> PPDError:
+    ours = isinstance(error, PPDError)
+    told = "a picture could not be made: %s", error
+    ticket.context.run(log.error, *told, exc_info=None if ours else error)
     if isinstance(error, PPDError):
         return error.with_traceback(None)  # its frames would keep the row as long as the ticket
-    log.error("a picture could not be made", exc_info=error)
     return GenerationFailed(type(error).__name__)

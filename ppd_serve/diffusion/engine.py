@@ -74,6 +74,7 @@ class Engine:
         self._batch = Batch(backbone, adapter, self._settle)
         self._ticks = 0
         self._last = 0, 0.0  # rows and seconds of a tick
+        self._total = 0, 0, 0.0  # ticks that stepped somebody, their rows and seconds
 
     def start(self) -> Engine:
         self._thread.start()
@@ -139,6 +140,7 @@ class Engine:
 
     def stats(self) -> Stats:
         hits, misses = self.backbone.texts_found()
+        steps, rows, seconds = self._total
         return Stats(
             queued=self.queued,
             active=self.active,
@@ -148,6 +150,9 @@ class Engine:
             batch_limit=min(self.max_rows, self._batch.limits.smallest),
             text_hits=hits,
             text_misses=misses,
+            steps=steps,
+            total_rows=rows,
+            total_seconds=seconds,
         )
 
     def reconfigure(self, *, max_rows: int | None = None, queue_limit: int | None = None) -> None:
@@ -214,7 +219,10 @@ class Engine:
         stepped = self._batch.step(self.max_rows)
         self._batch.decode()
         if stepped:
-            self._last = stepped, time.monotonic() - started
+            seconds = time.monotonic() - started
+            self._last = stepped, seconds
+            steps, rows, before = self._total
+            self._total = steps + 1, rows + stepped, before + seconds
 
     def _admit(self) -> None:
         for _ in range(self.max_rows - self._batch.running):

@@ -11,7 +11,8 @@ class Stats:
 
     ``rows`` and ``seconds`` are of the last tick that stepped somebody; ``batch_limit`` is what a
     forward of the tightest latent shape seen may hold; ``text_hits`` and ``text_misses`` count how
-    often a prompt's states were there already, and how often they were made.
+    often a prompt's states were there already, and how often they were made. ``steps`` are the
+    ticks that stepped somebody since the start, ``total_rows`` and ``total_seconds`` their sums.
     """
 
     queued: int
@@ -22,3 +23,6 @@ class Stats:
     batch_limit: int
     text_hits: int
     text_misses: int
+    steps: int
+    total_rows: int
+    total_seconds: float

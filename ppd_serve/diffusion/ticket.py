@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Generator
@@ -30,11 +31,13 @@ class Ticket:
 
     ``await ticket`` gives the result and raises what ``result`` raises; a task that is cancelled
     while awaiting leaves the request running (others may wait for it too): call ``cancel``.
+    ``context`` is the caller's: what is logged about the request is logged there.
     """
 
     def __init__(self, request: GenerationRequest, cancel: Callable[[Ticket], bool]) -> None:
         self.request = request
         self.submitted = time.monotonic()
+        self.context = contextvars.copy_context()
         self.cancelled = self.settled = False  # at most one of them, decided by the engine
         self._cancel = cancel
         self._future: Future[Result] = Future()
@@ -88,7 +91,7 @@ class Ticket:
             try:
                 watcher(progress)
             except Exception:
-                log.exception("a progress watcher failed")
+                self.context.run(log.exception, "a progress watcher failed")
 
     def succeed(self, result: Result) -> None:
         self._future.set_result(result)

@@ -9,6 +9,7 @@ from ppd_serve.api.auth import Access
 from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.api.services import Services
 from ppd_serve.gateway.blends import Blends
+from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.drawing import Easel
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.feedback import FeedbackService
@@ -26,6 +27,7 @@ from ppd_serve.gateway.taste_codes import TasteCodeService
 from ppd_serve.gateway.tastes import Tastes
 from ppd_serve.gateway.unread import Unread
 from ppd_serve.gateway.users import UserService
+from ppd_serve.meters import Meters
 from ppd_serve.storage.store import Store
 
 STORE_THREADS = 16
@@ -40,29 +42,32 @@ def build_services(
     release: ReleaseOut,
     access: Access,
     encode_wait_s: float,
+    drain_s: float,
 ) -> Services:
-    """The store is closed when the services stop."""
+    """The store is closed when the services stop: once what is being drawn is finished, or after
+    ``drain_s``."""
     db, decoders, tasks = (
         Threads(STORE_THREADS, "store"),
         Threads(DECODER_THREADS, "decode"),
         Tasks(),
     )
     jobs, idempotency_keys = Jobs(), IdempotencyKeys(store, db, tasks)
-    space = release.embedding_space
+    space, meters, closing = release.embedding_space, Meters(), Closing(drain_s)
     feed = Feed(store, db, index, space)
-    tastes = Tastes(store, db, tasks, jobs, encoder, index, feed, space, encode_wait_s)
+    tastes = Tastes(store, db, tasks, jobs, encoder, index, feed, space, encode_wait_s, meters)
     unread = Unread(store, db, tasks, tastes)
     records = Records(store, db, tasks, release.name)
-    easel = Easel(jobs, Blends(store, db, tastes), records, diffuser, release.name)
+    easel = Easel(jobs, Blends(store, db, tastes), records, diffuser, release.name, meters)
     preferences = PreferenceService(
         store, db, decoders, tasks, idempotency_keys, tastes, unread, feed, jobs
     )
-    status = StatusService(store, db, feed, encoder, diffuser, release)
+    status = StatusService(store, db, feed, encoder, index, diffuser, release, meters, closing)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
         for loop in (
             status.watch("encoder"),
+            status.watch("index"),
             status.watch("diffuser"),
             status.feed(),
             status.sweep(),
@@ -72,6 +77,7 @@ def build_services(
         try:
             yield
         finally:
+            await closing.drain()
             await tasks.stop()
             db.close()
             decoders.close()
@@ -81,16 +87,27 @@ def build_services(
         users=UserService(store, db, tasks, jobs, index, feed, space),
         preferences=preferences,
         questions=QuestionService(
-            store, db, tasks, jobs, idempotency_keys, tastes, preferences, diffuser, release
+            store,
+            db,
+            tasks,
+            jobs,
+            idempotency_keys,
+            tastes,
+            preferences,
+            diffuser,
+            release,
+            closing,
         ),
         feedback=FeedbackService(store, db, tasks, idempotency_keys),
         taste_codes=TasteCodeService(store, db, tasks, jobs, idempotency_keys, space),
         images=ImageService(store, db, decoders, tasks, idempotency_keys),
         generations=DrawingService(
-            store, db, tasks, idempotency_keys, easel, records, diffuser, release
+            store, db, tasks, idempotency_keys, easel, records, diffuser, release, closing
         ),
         status=status,
         access=access,
         keys=KnownKeys(store, db),
         running=running(),
+        drain=closing.drain,
+        meters=meters,
     )

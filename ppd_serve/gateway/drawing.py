@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
-from ppd_serve.api.events import Drawn, Queued, Step
+from ppd_serve.api.events import Drawn, Preview, Queued, Step
 from ppd_serve.api.schemas import GenerateIn, UserUsed
 from ppd_serve.errors import Cancelled, GenerationFailed, Interrupted, PPDError
 from ppd_serve.gateway.blends import Blends, used
@@ -18,9 +17,8 @@ from ppd_serve.gateway.ports import DiffuserPort, DrawEvent, DrawRequest, Finish
 from ppd_serve.gateway.records import SEEDS, Records
 from ppd_serve.gateway.running import Job, Jobs
 from ppd_serve.gateway.tastes import Taste
+from ppd_serve.meters import Meters
 from ppd_serve.storage.store import Generation
-
-log = logging.getLogger(__name__)
 
 
 class Drawing:
@@ -41,6 +39,7 @@ class Drawing:
 
     def request(self, seed: int, tastes: Sequence[Taste]) -> DrawRequest:
         body = self.body
+        interval = body.guidance_interval
         return DrawRequest(
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
@@ -58,6 +57,7 @@ class Drawing:
             ],
             watched=self.previews is not None,
             previews=self.previews or 0,
+            guidance_interval=None if interval is None else (interval[0], interval[1]),
         )
 
 
@@ -71,14 +71,27 @@ class Easel:
         records: Records,
         diffuser: DiffuserPort,
         release: str,
+        meters: Meters,
     ) -> None:
         self._jobs, self._blends, self._records = jobs, blends, records
-        self._diffuser, self._release = diffuser, release
+        self._diffuser, self._release, self._meters = diffuser, release, meters
         self.live: dict[tuple[str, str], Drawing] = {}
 
     async def draw(self, project: str, drawing: Drawing) -> Drawn:
         """Everything but the end is told in the drawing's log."""
-        body, stages = drawing.body, Stages()
+        stages, state = Stages(), "done"
+        try:
+            return await self._draw(project, drawing, stages)
+        except BaseException as error:
+            state = "cancelled" if isinstance(error, Cancelled) else "failed"
+            if drawing.id is None and state == "failed":
+                state = "refused"
+            raise
+        finally:
+            self._meters.generations.labels(state).observe(stages.total)
+
+    async def _draw(self, project: str, drawing: Drawing, stages: Stages) -> Drawn:
+        body = drawing.body
         blend = await self._blends.found(project, body)
         with self._jobs.running(drawing.job, project, blend.incarnations, blend.codes):
             with stages("taste"):
@@ -106,7 +119,7 @@ class Easel:
     ) -> Drawn:
         drawing.id = record.generation_id
         self.live[project, drawing.id] = drawing
-        images, running = [], False
+        images, running, previewed = [], False, False
         try:
             while event is not None:
                 if isinstance(event, Finished):
@@ -120,6 +133,9 @@ class Easel:
                     if not running and (isinstance(event, Step) or event == Queued(0)):
                         running = True
                         await self._records.is_running(project, drawing.id)
+                    if isinstance(event, Preview) and not previewed:
+                        previewed = True
+                        self._meters.first_previews.observe(stages.total)
                     drawing.log.append(event)
                 with stages("draw"):
                     event = await drawing.job.run(_next(events))
@@ -150,8 +166,12 @@ class Stages:
         finally:
             self._seconds[stage] += time.monotonic() - began
 
+    @property
+    def total(self) -> float:
+        return time.monotonic() - self._began
+
     def seconds(self) -> dict[str, float]:
-        seconds = {**self._seconds, "total": time.monotonic() - self._began}
+        seconds = {**self._seconds, "total": self.total}
         return {stage: round(value, 4) for stage, value in seconds.items()}
 
 
@@ -161,7 +181,6 @@ def as_ours(error: BaseException) -> PPDError:
         return error
     if isinstance(error, asyncio.CancelledError):  # by nobody's wish: the server stops
         return Interrupted()
-    log.error("a drawing failed", exc_info=error)
     return GenerationFailed()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ppd_serve.api.events import PREVIEWS, Done, Drawn, Event, Failed, Format
 from ppd_serve.api.schemas import GenerateIn, ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import Cancelled, InvalidInput, PPDError
+from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.drawing import Drawing, Easel, as_ours
 from ppd_serve.gateway.event_log import EventListener, EventLog
 from ppd_serve.gateway.idempotency import IdempotencyKeys
@@ -20,6 +22,7 @@ from ppd_serve.storage.values import UNFINISHED
 
 CANCEL_SECONDS = 1.0
 ELSEWHERE_SECONDS = 1.0  # how often we look what another process has drawn
+log = logging.getLogger(__name__)
 
 
 class DrawingService:
@@ -33,10 +36,11 @@ class DrawingService:
         records: Records,
         diffuser: DiffuserPort,
         release: ReleaseOut,
+        closing: Closing,
     ) -> None:
         self._store, self._db, self._tasks = store, db, tasks
         self._idempotency, self._easel, self._records = idempotency_keys, easel, records
-        self._diffuser, self._release = diffuser, release
+        self._diffuser, self._release, self._closing = diffuser, release, closing
         self._keyed: dict[tuple[str, Idempotency], Drawing] = {}
 
     async def draw(
@@ -140,6 +144,7 @@ class DrawingService:
         drawing = self._keyed.get((project, idempotency)) if idempotency else None
         if drawing is not None:
             return drawing, drawing.log.listen()
+        self._closing.check()
         kept = kept or idempotency is not None
         drawing = Drawing(body, size, kept=kept, previews=previews)
         listener = drawing.log.listen()
@@ -147,7 +152,7 @@ class DrawingService:
             self._keyed[project, idempotency] = drawing
         slot = slot or Slot()
         slot.hold()
-        self._tasks.start(self._run(project, drawing, idempotency, slot))
+        self._closing.add(self._tasks.start(self._run(project, drawing, idempotency, slot)))
         return drawing, listener
 
     async def _run(
@@ -160,7 +165,11 @@ class DrawingService:
             else:
                 end = Done(await self._draw_once(project, drawing, idempotency))
         except BaseException as error:
-            end = Failed(as_ours(error))
+            told = as_ours(error)
+            end = Failed(told)
+            if told.status == 500:
+                bug = None if isinstance(error, PPDError) else error
+                log.error("a drawing failed: %s", told, exc_info=bug)
             if not isinstance(error, Exception):
                 raise
         finally:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ppd_serve.api.events import Format, Preview, Queued, Step
+from ppd_serve.meters import Beat
 from ppd_serve.preferences.pairs import Pair
 
 Users = Sequence[tuple[np.ndarray, float]]  # (embedding float32 [rows, dim], weight) of each
@@ -39,6 +40,7 @@ class DrawRequest:
     own_users: Sequence[Users] | None = None
     watched: bool = False
     previews: int = 0
+    guidance_interval: tuple[float, float] | None = None
 
     def users_of(self, image: int) -> Users:
         """Who has a say in picture number ``image``."""
@@ -94,7 +96,7 @@ class EncoderPort(Protocol):
         """What to ask somebody who has made these choices, or none yet. Raises ``Unsupported`` when
         the release asks no questions."""
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         """Returns when the encoder is there and warm."""
 
 
@@ -107,7 +109,7 @@ class DiffuserPort(Protocol):
     async def encode(self, png: bytes, format: Format) -> bytes:
         """A picture of ours in another format, with what was written inside it."""
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         """Returns when the diffuser is there and warm."""
 
     async def samplers(self) -> list[str]:
@@ -125,3 +127,6 @@ class IndexPort(Protocol):
 
     async def search(self, key: np.ndarray, k: int, prefix: str) -> list[tuple[str, float]]:
         """Nearest ids and cosines, of those that start with ``prefix``."""
+
+    async def beat(self) -> Beat:
+        """Returns when the index is there."""

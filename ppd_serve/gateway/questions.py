@@ -9,6 +9,7 @@ from ppd_serve.api.loop_schemas import QuestionIn
 from ppd_serve.api.schemas import PreferencesOut, ReleaseOut
 from ppd_serve.api.services import Asked
 from ppd_serve.errors import InvalidInput
+from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.ports import DiffuserPort, DrawRequest, Finished, Question
 from ppd_serve.gateway.preferences import PreferenceService
@@ -30,19 +31,26 @@ class QuestionService:
         preferences: PreferenceService,
         diffuser: DiffuserPort,
         release: ReleaseOut,
+        closing: Closing,
     ) -> None:
         self._store, self._db, self._tasks, self._jobs = store, db, tasks, jobs
         self._idempotency, self._tastes, self._preferences = idempotency_keys, tastes, preferences
-        self._diffuser, self._release = diffuser, release
+        self._diffuser, self._release, self._closing = diffuser, release, closing
 
     async def ask(
         self, project: str, user_id: str, body: QuestionIn, idempotency: Idempotency | None
     ) -> Asked:
+        async def drawn() -> Asked:
+            self._closing.check()
+            work = self._tasks.start(self._ask(project, user_id, body))
+            self._closing.add(work)
+            return await work  # who leaves stops it
+
         if idempotency is None:
-            return await self._ask(project, user_id, body)
+            return await drawn()
 
         async def ask() -> dict[str, str]:
-            return asdict(await self._ask(project, user_id, body))
+            return asdict(await drawn())
 
         once = self._idempotency.once(project, idempotency, ask, [user_id])
         return Asked(**await self._tasks.run(once))

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from ppd_serve import logs
 from ppd_serve.errors import PPDError
 
 P = ParamSpec("P")
@@ -25,8 +26,10 @@ class Threads:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        return await loop.run_in_executor(
+            self._pool, lambda: context.run(function, *args, **kwargs)
+        )
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -35,15 +38,18 @@ class Threads:
 class Tasks:
     """Work that goes on when its caller is cancelled: a commit and what follows it, loops.
 
-    Each task starts in an empty context. A copied one would carry the request it came from, and
-    with that request Ray Serve would cancel every call the task makes to another part.
+    Each task starts in a context that has nothing but the id of the request it came from. A copied
+    one would carry that request itself, and with it Ray Serve would cancel every call the task
+    makes to another part.
     """
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        context = contextvars.Context()
+        context.run(logs.request_id.set, logs.request_id.get())
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -8,9 +8,11 @@ import time
 
 from ppd_serve.api.schemas import ReleaseOut, ReleasesOut
 from ppd_serve.errors import PPDError
+from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.feed import Feed
-from ppd_serve.gateway.ports import DiffuserPort, EncoderPort
+from ppd_serve.gateway.ports import DiffuserPort, EncoderPort, IndexPort
 from ppd_serve.gateway.running import Threads
+from ppd_serve.meters import Meters
 from ppd_serve.storage.store import Store
 
 BEAT_SECONDS = 1.0
@@ -28,13 +30,17 @@ class StatusService:
         db: Threads,
         feed: Feed,
         encoder: EncoderPort,
+        index: IndexPort,
         diffuser: DiffuserPort,
         release: ReleaseOut,
+        meters: Meters,
+        closing: Closing,
     ) -> None:
         self._store, self._db, self._feed, self._release = store, db, feed, release
-        self._diffuser = diffuser
-        self._parts: dict[str, EncoderPort | DiffuserPort] = {
+        self._diffuser, self._meters, self._closing = diffuser, meters, closing
+        self._parts: dict[str, EncoderPort | IndexPort | DiffuserPort] = {
             "encoder": encoder,
+            "index": index,
             "diffuser": diffuser,
         }
         self._seen: dict[str, float] = {}
@@ -47,20 +53,22 @@ class StatusService:
         return ReleasesOut(active=active, known=[active.name])
 
     async def missing(self) -> dict[str, str]:
+        if self._closing.began:
+            return {"server": "draining"}
         found = {}
         try:
             async with asyncio.timeout(2.0):
                 await self._db(self._store.ping)
         except (PPDError, TimeoutError):
             found["database"] = "does not answer"
-        if self._feed.trouble is not None:
-            found["index"] = self._feed.trouble
         for part in self._parts:
             seen = self._seen.get(part)
             if seen is None:
                 found[part] = "not warm yet"
             elif time.monotonic() - seen > FRESH_SECONDS:
                 found[part] = "does not answer"
+        if self._feed.trouble is not None:
+            found["index"] = self._feed.trouble
         return found
 
     async def watch(self, part: str) -> None:
@@ -68,7 +76,7 @@ class StatusService:
         while True:
             try:
                 async with asyncio.timeout(FRESH_SECONDS):
-                    await self._parts[part].beat()
+                    self._meters.heard(await self._parts[part].beat())
                 self._seen[part] = time.monotonic()
             except Exception as error:
                 log.info("%s: no heartbeat: %r", part, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ppd_serve.errors import EncoderUnavailable, NotFound, PPDError, Unsupported
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.ports import EncoderPort, IndexPort, Question, Reading
 from ppd_serve.gateway.running import Job, Jobs, Tasks, Threads
+from ppd_serve.meters import Meters
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.storage.store import Store
 from ppd_serve.storage.values import UserKey, index_id
@@ -44,10 +46,11 @@ class Tastes:
         feed: Feed,
         space: str,
         wait: float,
+        meters: Meters,
     ) -> None:
         self._store, self._db, self._tasks, self._jobs = store, db, tasks, jobs
         self._encoder, self._index, self._feed = encoder, index, feed
-        self.space, self._wait = space, wait
+        self.space, self._wait, self._meters = space, wait, meters
         # By incarnation: who takes a deleted user's name does not wait for the other's reading.
         self._running: dict[str, asyncio.Task[Taste]] = {}
 
@@ -108,6 +111,7 @@ class Tastes:
             # Something was deleted meanwhile: what came of it is nobody's taste. Look again.
 
     async def _embed(self, pairs: Sequence[Pair]) -> Reading:
+        began = time.monotonic()
         try:
             reading = await self._encoder.embed(pairs)
         except Exception as error:
@@ -116,6 +120,7 @@ class Tastes:
         if reading.values.ndim != 2 or not np.isfinite(reading.values).all():
             log.error("the encoder made numbers %s that are no embedding", reading.values.shape)
             raise EncoderUnavailable("The encoder can't read this user's pairs", retry_after=60)
+        self._meters.encodes.observe(time.monotonic() - began)
         return reading
 
     async def ask(self, pairs: Sequence[Pair]) -> Question:
@@ -135,7 +140,9 @@ class Tastes:
             return Taste(key.version, None, 0)
         if key.embedding_version == key.version:
             found = await self._cached(index_id(project, key.incarnation))
-            if found is not None and found[0] == key.version:
+            hit = found is not None and found[0] == key.version
+            self._meters.index_lookups.labels("hit" if hit else "miss").inc()
+            if found is not None and hit:
                 return Taste(key.version, found[1], key.pairs_total)
             stored = await self._db(self._store.get_embedding, project, user_id, self.space)
             if stored is not None and stored.incarnation == key.incarnation:

@@ -92,6 +92,7 @@ class Encoder:
         self._cache: OrderedDict[str, tuple[Array, str | None]] = OrderedDict()
         self._cache_chunks = cache_chunks
         self._seen: OrderedDict[bytes, Array] = OrderedDict()
+        self.chunks_read = 0  # the others were remembered
         self._lock = threading.Lock()
 
     @classmethod
@@ -157,6 +158,7 @@ class Encoder:
                 self._cache.move_to_end(key)
                 return self._cache[key]
             reading = self.read([(p.prompt, _open(p.preferred), _open(p.rejected)) for p in chunk])
+            self.chunks_read += 1
             self._cache[key] = reading
             while len(self._cache) > self._cache_chunks:
                 self._cache.popitem(last=False)

@@ -36,6 +36,8 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def opened_by(method: str, path: str) -> set[str]:
+    if path == "/metrics":
+        return {"metrics"}
     if path in DRAWING:
         return {"generate", "read"} if method == "GET" else {"generate"}
     return {"read"} if method == "GET" else {"write"}

@@ -21,7 +21,8 @@ class Toy:
     """A prompt is a number (its length); ``nan`` spoils its own row, ``raise`` its whole forward,
     ``deadly`` the engine.
 
-    ``forwards`` and ``decoded`` list the shapes of every batch; ``before`` runs first in a forward.
+    ``forwards`` and ``decoded`` list the shapes of every batch, ``previewed`` how many were shown;
+    ``before`` runs first in a forward.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
@@ -32,6 +33,7 @@ class Toy:
         self.before = before
         self.forwards: list[tuple[int, ...]] = []
         self.decoded: list[tuple[int, ...]] = []
+        self.previewed: list[int] = []
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % 8 or height % 8:
@@ -66,6 +68,7 @@ class Toy:
         return torch.tanh(x_BCHW + state) + timesteps_B.view(-1, 1, 1, 1) / 1000
 
     def preview(self, x0_BCHW: Tensor) -> np.ndarray:
+        self.previewed.append(len(x0_BCHW))
         return x0_BCHW.tanh().add(1).mul(127).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:

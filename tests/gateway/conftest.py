@@ -30,6 +30,7 @@ class House:
     index: FakeIndex = field(default_factory=FakeIndex)
     diffuser: FakeDiffuser = field(default_factory=FakeDiffuser)
     encode_wait_s: float = 30.0
+    drain_s: float = 0.0
 
     def open(self) -> Services:
         return build_services(
@@ -40,6 +41,7 @@ class House:
             RELEASE,
             Access(b"secret"),
             self.encode_wait_s,
+            self.drain_s,
         )
 
 

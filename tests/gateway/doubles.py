@@ -17,6 +17,7 @@ from ppd_serve.gateway.ports import (
     Question,
     Reading,
 )
+from ppd_serve.meters import Beat
 from ppd_serve.preferences.index import UserIndex
 from ppd_serve.preferences.pairs import Pair
 from tests.api.doubles import png
@@ -60,9 +61,10 @@ class FakeEncoder:
             raise self.error
         return Question(left=LEFT, right=RIGHT, bits=0.25)
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         if self.error is not None:
             raise self.error
+        return Beat("encoder", {"chunk_hits": 2, "chunk_misses": len(self.read)})
 
 
 def embedding(pairs: Sequence[Pair]) -> np.ndarray:
@@ -106,6 +108,11 @@ class FakeIndex:
             raise self.error
         return self.index.search(key, k, prefix)
 
+    async def beat(self) -> Beat:
+        if self.error is not None:
+            raise self.error
+        return Beat("index", {"users": len(self.index)})
+
 
 class FakeDiffuser:
     """Draws one-coloured pictures in ``STEPS`` steps; remembers what it was asked for. ``gate``
@@ -143,9 +150,10 @@ class FakeDiffuser:
     async def encode(self, png: bytes, format: Format) -> bytes:
         return f"{format}: ".encode() + png
 
-    async def beat(self) -> None:
+    async def beat(self) -> Beat:
         if self.error is not None:
             raise self.error
+        return Beat("diffuser", {"queued": 3, "steps": 2, "total_rows": 9, "total_seconds": 0.5})
 
     async def samplers(self) -> list[str]:
         return ["ddim"]

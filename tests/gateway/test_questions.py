@@ -18,6 +18,7 @@ from ppd_serve.errors import (
     InvalidInput,
     NotFound,
     QueueFull,
+    Unavailable,
     Unsupported,
 )
 from ppd_serve.gateway import questions
@@ -218,3 +219,9 @@ async def test_feedback(server: Services) -> None:
     for _ in range(2):
         await server.feedback.delete(P, "ann", first.feedback_id)
     await server.images.delete(P, body.image_id)
+
+
+async def test_a_stopping_server_asks_nothing(server: Services) -> None:
+    await server.drain()
+    with pytest.raises(Unavailable):
+        await ask(server, "a boat")

@@ -46,6 +46,7 @@ class Drawing(TypedDict, total=False):
     height: int
     steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float]  # from and to, as shares of the steps
     preference_scale: float
     seed: int
     sampler: str

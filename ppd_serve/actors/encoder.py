@@ -1,0 +1,137 @@
+"""The encoder's actor: pairs to an embedding."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ppd_serve.errors import ReleaseError, Unavailable, Unsupported
+from ppd_serve.gateway.ports import Question, Reading
+from ppd_serve.logs import LogFormat, configure
+from ppd_serve.logs import request_id as caused_by
+from ppd_serve.meters import Beat
+from ppd_serve.preferences.pairs import Pair
+from ppd_serve.settings import EncoderPart
+
+if TYPE_CHECKING:
+    from ppd_serve.preferences.questions import Questioner
+
+T = TypeVar("T")
+STUCK_SECONDS = 300.0  # no VLM that anybody waits for reads four pairs for this long
+log = logging.getLogger(__name__)
+
+
+class Encoder:
+    """The VLM. One reading at a time, in its own thread."""
+
+    def __init__(
+        self, release: str, part: EncoderPart, log_format: LogFormat | None = None
+    ) -> None:
+        import torch
+
+        from ppd_serve.preferences.encoder import Encoder as Reader
+        from ppd_serve.release import load_release
+
+        if log_format is not None:
+            configure(log_format)
+        torch.set_num_threads(part.threads)
+        self._replica = uuid.uuid4().hex[:8]
+        self._chunks = 0  # that somebody wanted to be read
+        found = load_release(release)
+        self._thread = ThreadPoolExecutor(1, "encoder")
+        self._reader: Reader = found.load_encoder(
+            device=part.device, dtype=part.dtype, quantisation=part.quantisation
+        )
+        if self._reader.space != found.embedding_space:
+            raise ReleaseError(
+                f"the encoder's embedding space is {self._reader.space}, "
+                f"the release's {found.embedding_space}: embeddings of two spaces never mix"
+            )
+        self._questioner = found.load_questioner()
+        self._moved: float | None = None  # when the reading under way last did
+        width, height = found.defaults.sizes[0]
+        warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))])
+        if warm.embedding.shape != found.manifest.embedding_shape:
+            raise ReleaseError(
+                f"the encoder's embeddings are {warm.embedding.shape}, "
+                f"the release's {found.manifest.embedding_shape}"
+            )
+
+    async def embed(self, pairs: list[Pair], request_id: str = "") -> Reading:
+        """``request_id``: for its log lines."""
+        return await self._run(request_id, self._read, pairs)
+
+    async def ask(self, pairs: list[Pair], request_id: str = "") -> Question:
+        if self._questioner is None:
+            raise Unsupported("This release asks no questions")
+        return await self._run(request_id, self._question, self._questioner, pairs)
+
+    async def _run(self, request_id: str, work: Callable[..., T], *args: Any) -> T:
+        """In the reader's thread."""
+        caused_by.set(request_id)
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        return await loop.run_in_executor(self._thread, context.run, work, *args)
+
+    def _read(self, pairs: list[Pair]) -> Reading:
+        """Chunk by chunk (the reader remembers them), so that a person with many pairs is not
+        taken for a reader that hangs."""
+        from ppd_serve.preferences.encoder import CHUNK
+
+        with self._moving(pairs):
+            for start in range(0, len(pairs), CHUNK):
+                self._moved = time.monotonic()
+                self._reader.embed(pairs[start : start + CHUNK])
+                self._chunks += 1
+            read = self._reader.embed(pairs)
+        bits = self._question(self._questioner, pairs).bits if self._questioner else None
+        return Reading(read.embedding, read.profile, bits)
+
+    def _question(self, questioner: Questioner, pairs: list[Pair]) -> Question:
+        with self._moving(pairs):
+            found = questioner.next([self._difference(questioner, pair) for pair in pairs])
+        return Question(found.left, found.right, found.bits)
+
+    def _difference(self, questioner: Questioner, pair: Pair) -> np.ndarray:
+        """What sets the pictures of a pair apart, in the choice model's features."""
+        self._moved = time.monotonic()
+        states = [self._reader.look(picture) for picture in (pair.preferred, pair.rejected)]
+        preferred, rejected = questioner.choices.features(np.stack(states))
+        return np.asarray(preferred - rejected)
+
+    @contextmanager
+    def _moving(self, pairs: list[Pair]) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            log.exception("%d pairs could not be read", len(pairs))
+            raise
+        finally:
+            self._moved = None
+
+    async def beat(self) -> Beat:
+        """Warm since its constructor returned."""
+        self.check_health()
+        read = self._reader.chunks_read - 1  # but for the warm-up
+        return Beat(self._replica, {"chunk_hits": self._chunks - read, "chunk_misses": read})
+
+    def check_health(self) -> None:
+        """Ray restarts the actor when this raises."""
+        moved = self._moved
+        if moved is not None and time.monotonic() - moved > STUCK_SECONDS:
+            raise Unavailable("The encoder does not move")
+
+
+def _two_pictures(width: int, height: int) -> tuple[bytes, bytes]:
+    from ppd_serve.diffusion.picture import encode_picture
+
+    plain = np.zeros((height, width, 3), np.uint8)
+    return encode_picture(plain), encode_picture(plain + 255)
