@@ -197,7 +197,8 @@ def main(
         tables = measure(
             loaded, stock, url, callers=callers, turns=turns, lonely=lonely, load_s=load_s
         )
-    where |= {"precision": _name(stock.dtype), "steps": stock.steps, "turns": turns}
+    where |= {"precision": _name(stock.dtype), "threads": torch.get_num_threads(),
+              "steps": stock.steps, "turns": turns}  # fmt: skip
     write(out, where, {"stock diffusers, a picture": precisions, **tables})
 
 

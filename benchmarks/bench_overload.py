@@ -4,9 +4,9 @@
 
 The real server on its default release, with a queue of 32. First ten times the calls that it was
 just seen to draw, open loop, for a minute: a call is accepted and answered, or refused at once with
-503 and ``Retry-After``; nothing else may happen, and who is accepted waits no longer than the places
-in front of them take. ``/healthz`` is asked all the while. Then 200 clients who disconnect at random
-moments, some waiting, some listening to events: how long until the engine is empty.
+503 and ``Retry-After``; nothing else may happen, and who is accepted waits no longer than the
+places in front of them take. ``/healthz`` is asked all the while. Then 200 clients who disconnect
+at random moments, some waiting, some listening to events: how long until the engine is empty.
 """
 
 from __future__ import annotations

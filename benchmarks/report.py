@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-import torch
 
-from ppd_serve.release import Release
+if TYPE_CHECKING:
+    from ppd_serve.release import Release
 
 OUT = Path("runs/bench")
 STUDIO = Path("ppd_serve/assets/studio")
@@ -84,7 +84,6 @@ def about(release: Release | None = None) -> dict[str, Any]:
     found = {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "load": round(os.getloadavg()[0], 1),
-        "threads": torch.get_num_threads(),
         "commit": _commit(),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
