@@ -6,8 +6,9 @@ The server is the real one, on its default settings; the baseline is ``StableDif
 the release's backbone, called in this process: same steps, size, sampler, guidance, in whichever of
 float32 and bfloat16 it is faster in here, and the server in the same. It knows no users, makes no
 PNG, stores nothing. All cores are everybody's, but only one works at a time, in turns, so that a
-drift of the machine's speed meets all; a ratio is the median of the turns' own. Every drawing has a
-user, prompts and a seed that were never seen before.
+drift of the machine's speed meets all; a ratio is the median of the turns' own. Each turn has a
+server of its own, gone before the others start: Ray takes its share of the cores when it idles,
+too. Every drawing has a user, prompts and a seed that were never seen before.
 
 How much a batch can bring here at all is measured beside it: the same texts, denoiser forwards and
 decoding bare in torch, for sixteen and for one. The user branch is priced in our engine, against
@@ -19,8 +20,9 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.callers import Body, caller, drawings, new_users, together
+from benchmarks.callers import caller, drawings, new_users, together
 from benchmarks.load import poisson, summary
 from benchmarks.report import OUT, STUDIO, Figure, about, ratios, seconds, spread, write
 from benchmarks.rivals import BARE, ENGINE, HTTP, NOBODY, STOCK, Rivals
@@ -59,74 +61,58 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def take_turns(
-    rivals: Rivals, names: Iterable[str], fresh: Iterable[Body], count: int, turns: int
-) -> dict[str, list[float]]:
-    """Seconds of each for ``count`` pictures, in every turn."""
-    source = iter(fresh)
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(turns):
-        for name, times in found.items():
-            times.append(rivals.run(name, [next(source) for _ in range(count)]))
-    return found
-
-
 def measure(
-    release: Release,
-    stock: Stock,
-    url: str,
+    rivals: Rivals,
+    settings: Mapping[str, str],
     *,
     callers: int,
     turns: int,
     lonely: int,
-    load_s: float,
+    arriving: int,
 ) -> dict[str, Table]:
-    """Every table. Each turn has new users, ``lonely`` single calls and one of ``callers``."""
-    random, steps = np.random.default_rng(), stock.steps
-    rivals = Rivals(release, stock, url, callers)
-    names = (STOCK, HTTP, ENGINE, NOBODY, BARE)
+    """Every table. In a turn each draws ``lonely`` single pictures and ``callers`` at once."""
+    random, steps = np.random.default_rng(), rivals.stock.steps
     alone: dict[str, list[float]] = defaultdict(list)
     crowd: dict[str, list[float]] = defaultdict(list)
     gains: list[float] = []
-    try:
-        for turn in range(-1, turns):  # the first warms up
-            users = asyncio.run(new_users(url, callers, random))
+    nobodys = drawings([], random, steps=steps)
+    for name in (ENGINE, NOBODY, BARE):  # stock has drawn before
+        rivals.run(name, [next(nobodys) for _ in range(callers)])
+    rivals.spent.clear()
+    for turn in range(turns):
+        print(f"turn {turn + 1} of {turns}", file=sys.stderr, flush=True)
+        with local_server(settings=settings) as url:
+            users = asyncio.run(new_users(url, callers + lonely, random))
             fresh = drawings(users, random, steps=steps)
-            singles = take_turns(rivals, names, fresh, 1, lonely)
-            together = take_turns(rivals, names, fresh, callers, 1)
-            if turn < 0:
-                rivals.spent.clear()
-                continue
-            for name in names:
-                alone[name] += singles[name]
-                crowd[name] += together[name]
-            gains.append(callers * statistics.median(singles[BARE]) / together[BARE][0])
-        tables = {
-            f"{callers} callers at once": _crowd(crowd, gains),
-            "one lonely call": {
-                "stock, s": spread(alone[STOCK]),
-                "over HTTP, s": spread(alone[HTTP]),
-                "over HTTP / stock": ratios(alone[HTTP], alone[STOCK], "≤ 1.15"),
-            },
-            "cost of the user branch": {
-                "alone": _cost(alone, "≤ 0.06"),
-                f"{callers} together": _cost(crowd, "≤ 0.15"),
-            },
-            f"where {callers} callers' time goes, s": _profile(rivals, crowd, callers),
-            "where a lonely call's time goes, s": _profile(rivals, alone, 1),
-            "that it is fair": {
-                "largest difference of a picture, stock's and the server's, of 255": (
-                    rivals.difference(next(drawings([], random, steps=steps)))
-                ),
-                "a core's share that the server takes while stock works": spread(rivals.idle),
-            },
-            "one step, asked for over HTTP": _one_step(rivals, random, lonely * turns),
-        }
-    finally:
-        rivals.close()
-    rate = SHARE_OF_CAPACITY * callers / statistics.median(crowd[HTTP])
-    title = f"callers at random, {rate:.2g} a second for {load_s:g} s"
-    return {**tables, title: asyncio.run(_at_random(url, rate, load_s, random, steps))}
+            asyncio.run(together(url, [next(nobodys) for _ in range(callers)]))
+            alone[HTTP] += [rivals.call(url, [next(fresh)]) for _ in range(lonely)]
+            crowd[HTTP].append(rivals.call(url, [next(fresh) for _ in range(callers)]))
+            if turn == turns - 1:
+                rate = SHARE_OF_CAPACITY * callers / statistics.median(crowd[HTTP])
+                further = _further(rivals, url, random, lonely * turns, rate, arriving)
+        singles: dict[str, list[float]] = defaultdict(list)
+        for _ in range(lonely):
+            for name in (STOCK, ENGINE, NOBODY, BARE):
+                singles[name].append(rivals.run(name, [next(fresh)]))
+        for name in (STOCK, ENGINE, NOBODY, BARE):
+            alone[name] += singles[name]
+            crowd[name].append(rivals.run(name, [next(fresh) for _ in range(callers)]))
+        gains.append(callers * statistics.median(singles[BARE]) / crowd[BARE][-1])
+    return {
+        f"{callers} callers at once": _crowd(crowd, gains),
+        "one lonely call": {
+            "stock, s": spread(alone[STOCK]),
+            "over HTTP, s": spread(alone[HTTP]),
+            "over HTTP / stock": ratios(alone[HTTP], alone[STOCK], "≤ 1.15"),
+        },
+        "cost of the user branch": {
+            "alone": _cost(alone, "≤ 0.06"),
+            f"{callers} together": _cost(crowd, "≤ 0.15"),
+        },
+        f"where {callers} callers' time goes, s": _profile(rivals, crowd, callers),
+        "where a lonely call's time goes, s": _profile(rivals, alone, 1),
+        **further,
+    }
 
 
 def _crowd(crowd: Mapping[str, list[float]], gains: Sequence[float]) -> Table:
@@ -154,12 +140,31 @@ def _profile(rivals: Rivals, times: Mapping[str, list[float]], count: int) -> Ta
     }
 
 
-def _one_step(rivals: Rivals, random: np.random.Generator, turns: int) -> Table:
+def _further(
+    rivals: Rivals, url: str, random: np.random.Generator, calls: int, rate: float, arriving: int
+) -> dict[str, Table]:
+    """What is asked of one server only."""
+    steps = rivals.stock.steps
+    nobodys = next(drawings([], random, steps=steps))
+    return {
+        "that the work is the same": {
+            "largest difference of a picture, stock's and the server's, of 255": (
+                rivals.difference(url, nobodys)
+            )
+        },
+        "one step, asked for over HTTP": _one_step(rivals, url, random, calls),
+        f"callers at random, {rate:.2g} a second": (
+            asyncio.run(_at_random(url, rate, arriving, random, steps))
+        ),
+    }
+
+
+def _one_step(rivals: Rivals, url: str, random: np.random.Generator, calls: int) -> Table:
     """What a call costs beside the engine's work, which is next to none here."""
     bodies = drawings([], random, steps=1)
     served, own = [], []
-    for _ in range(turns):
-        served.append(asyncio.run(together(rivals.url, [next(bodies)]))[0])
+    for _ in range(calls):
+        served.append(asyncio.run(together(url, [next(bodies)]))[0])
         own.append(seconds(lambda: rivals.own[NOBODY].draw([next(bodies)], steps=1)))
     beside = [1e3 * (a - b) for a, b in zip(served, own, strict=True)]
     return {
@@ -170,13 +175,12 @@ def _one_step(rivals: Rivals, random: np.random.Generator, turns: int) -> Table:
 
 
 async def _at_random(
-    url: str, rate: float, load_s: float, random: np.random.Generator, steps: int
+    url: str, rate: float, arriving: int, random: np.random.Generator, steps: int
 ) -> Table:
-    users = await new_users(url, max(1, round(rate * load_s)), random, choices=1)
+    users = await new_users(url, arriving, random, choices=1)
     async with caller(url) as http:
-        return summary(
-            await poisson(http, drawings(users, random, steps=steps), rate, load_s, random)
-        )
+        bodies = drawings(users, random, steps=steps)
+        return summary(await poisson(http, bodies, rate, arriving, random))
 
 
 def main(
@@ -184,7 +188,7 @@ def main(
     callers: int = 16,
     lonely: Annotated[int, typer.Option(help="Single calls in each turn.")] = 4,
     steps: Annotated[int | None, typer.Option(help="Default: the release's.")] = None,
-    load_s: Annotated[float, typer.Option(help="Seconds of callers at random.")] = 60.0,
+    arriving: Annotated[int, typer.Option(help="Callers who come at random.")] = 100,
     release: Path = STUDIO,
     out: Path = OUT / "http.json",
 ) -> None:
@@ -193,10 +197,13 @@ def main(
     stock, precisions = faster(loaded, steps, lonely)
     settings = {**SERVER, "PPD_RELEASE": str(release.absolute()),
                 "PPD_DIFFUSER__DTYPE": _name(stock.dtype)}  # fmt: skip
-    with local_server(settings=settings) as url:
+    rivals = Rivals(loaded, stock, callers)
+    try:
         tables = measure(
-            loaded, stock, url, callers=callers, turns=turns, lonely=lonely, load_s=load_s
+            rivals, settings, callers=callers, turns=turns, lonely=lonely, arriving=arriving
         )
+    finally:
+        rivals.close()
     where |= {"precision": _name(stock.dtype), "threads": torch.get_num_threads(),
               "steps": stock.steps, "turns": turns}  # fmt: skip
     write(out, where, {"stock diffusers, a picture": precisions, **tables})

@@ -65,7 +65,8 @@ async def overload(url: str, times: float, seconds: float, n: int = 1, **fields:
     capacity = places / took
     with watched(url) as health:
         async with caller(url) as http:
-            answers = await poisson(http, bodies, times * capacity, seconds, random)
+            rate = times * capacity
+            answers = await poisson(http, bodies, rate, round(rate * seconds), random)
     return Load(capacity, answers, health)
 
 
@@ -110,10 +111,7 @@ async def leave(url: str, clients: int, rate: float, longest: float, **fields: i
             except TimeoutError:
                 return Answer(due, begun - due, clock(), 0, "left")
 
-        found: list[Answer] = []
-        while len(found) < clients:
-            found += await arrivals(visit, rate, (clients - len(found)) / rate, random)
-        return found
+        return await arrivals(visit, rate, clients, random)
 
 
 async def is_empty(http: httpx.AsyncClient) -> bool:

@@ -46,12 +46,12 @@ async def new_users(
 
 
 def drawings(users: Sequence[str], random: np.random.Generator, **fields: Any) -> Iterator[Body]:
-    """Endless bodies of ``POST /generate``, the users in turn (none: for nobody). Prompts and seeds
-    never come again, and nor do negative prompts: nothing kept of one serves another."""
+    """Endless bodies of ``POST /generate``, the users in turn (none: for nobody). Prompts, negative
+    ones too, and seeds do not come again: nothing that is kept of one serves another."""
     whom = itertools.cycle(users) if users else itertools.repeat(None)
     for user in whom:
         prompt, negative = (
-            f"{CAPTIONS[random.integers(len(CAPTIONS))]}, {random.integers(2**62):x}"
+            f"{CAPTIONS[random.integers(len(CAPTIONS))]}, {random.integers(2**32):x}"
             for _ in range(2)
         )
         seed = int(random.integers(2**32))

@@ -54,17 +54,16 @@ async def ask(http: httpx.AsyncClient, due: float, method: str, path: str, **how
 async def arrivals(
     begin: Callable[[float], Awaitable[Answer]],
     rate: float,
-    seconds: float,
+    calls: int,
     random: np.random.Generator,
 ) -> list[Answer]:
     """Call ``begin`` with the time at each arrival, ``rate`` of them a second on average, and wait
     for all that it began."""
     loop = asyncio.get_running_loop()
-    start = due = loop.time()
     begun: list[asyncio.Future[Answer]] = []
-    while (due := due + random.exponential(1 / rate)) < start + seconds:
+    for due in loop.time() + random.exponential(1 / rate, calls).cumsum():
         await asyncio.sleep(due - loop.time())
-        begun.append(asyncio.ensure_future(begin(due)))
+        begun.append(asyncio.ensure_future(begin(float(due))))
     return await asyncio.gather(*begun)
 
 
@@ -72,13 +71,13 @@ async def poisson(
     http: httpx.AsyncClient,
     bodies: Iterable[dict[str, Any]],
     rate: float,
-    seconds: float,
+    calls: int,
     random: np.random.Generator,
 ) -> list[Answer]:
-    """``POST /generate``, ``rate`` times a second on average."""
+    """``POST /generate``, so many times, ``rate`` times a second on average."""
     source = iter(bodies)
     return await arrivals(
-        lambda due: ask(http, due, "POST", "/generate", json=next(source)), rate, seconds, random
+        lambda due: ask(http, due, "POST", "/generate", json=next(source)), rate, calls, random
     )
 
 
@@ -120,7 +119,8 @@ def main(
     async def run() -> list[Answer]:
         names = await new_users(url, users, random)
         async with caller(url) as http:
-            return await poisson(http, drawings(names, random), rate, seconds, random)
+            calls = max(1, round(rate * seconds))
+            return await poisson(http, drawings(names, random), rate, calls, random)
 
     for name, value in summary(asyncio.run(run())).items():
         print(f"{name}: {value.value if isinstance(value, Figure) else value:.4g}")

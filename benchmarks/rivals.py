@@ -7,10 +7,9 @@ import base64
 import io
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 
@@ -57,14 +56,11 @@ class Own:
         tickets[-1].on_step(lambda _: stamps.append(time.perf_counter()))
         results = [ticket.result() for ticket in tickets]
         ended = time.perf_counter()
-        whole = ended - began
-        # All step together, the last one last; what comes before the first step looks like none.
-        stepping = (stamps[-1] - stamps[0]) / max(1, len(stamps) - 1) * wanted[0].steps
-        decoding = ended - stamps[-1]
+        # All of them step together, the last one last.
         spent: Spent = {
-            "engine: texts, users, noise": whole - stepping - decoding,
-            "engine: steps": stepping,
-            "engine: autoencoder": decoding,
+            "engine: texts, users, noise, first step": stamps[0] - began,
+            "engine: the other steps": stamps[-1] - stamps[0],
+            "engine: autoencoder": ended - stamps[-1],
         }
         return spent, results
 
@@ -74,50 +70,38 @@ class Own:
 
 
 class Rivals:
-    """All that are compared, on the server at ``url``; ``spent`` collects what its calls and the
-    engine spent on what."""
+    """All that are compared; ``spent`` collects, by how many pictures were drawn together, what the
+    server's calls and the engine spent on what."""
 
-    def __init__(self, release: Release, stock: Stock, url: str, rows: int) -> None:
-        self.stock, self.url = stock, url
+    def __init__(self, release: Release, stock: Stock, rows: int) -> None:
+        self.stock = stock
         self.own = {
             name: Own(release, stock.dtype, stock.steps, rows, users=name == ENGINE)
             for name in (ENGINE, NOBODY)
         }
         self.spent: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self.idle: list[float] = []  # of a core, what the server takes while stock works
 
     def run(self, name: str, bodies: Sequence[Body]) -> float:
-        """Seconds that this one takes for these pictures."""
-        return self._runs[name](bodies)
+        """Seconds that one of those in this process takes for these pictures."""
+        if name == STOCK:
+            return seconds(lambda: [self.stock.draw(body) for body in bodies])
+        if name == BARE:
+            return seconds(lambda: self.stock.bare(bodies))
+        if name == NOBODY:
+            return seconds(lambda: self.own[NOBODY].draw(bodies))
+        return self._engine(bodies)
 
-    @property
-    def _runs(self) -> Mapping[str, Callable[[Sequence[Body]], float]]:
-        return {
-            STOCK: self._stock,
-            HTTP: self._http,
-            BARE: lambda bodies: seconds(lambda: self.stock.bare(bodies)),
-            ENGINE: self._engine,
-            NOBODY: lambda bodies: seconds(lambda: self.own[NOBODY].draw(bodies)),
-        }
-
-    def _stock(self, bodies: Sequence[Body]) -> float:
-        before = _servers_seconds()
-        took = seconds(lambda: [self.stock.draw(body) for body in bodies])
-        self.idle.append((_servers_seconds() - before) / took)
-        return took
-
-    def _http(self, bodies: Sequence[Body]) -> float:
-        took, answers = asyncio.run(together(self.url, bodies))
+    def call(self, url: str, bodies: Sequence[Body]) -> float:
+        """Seconds that the server takes for them, asked for at once."""
+        took, answers = asyncio.run(together(url, bodies))
         spent = self.spent[len(bodies)]
         for answer in answers:
             timing = answer["timing"]
-            for part in ("taste", "draw", "store"):
-                spent[f"a call: {part}"].append(timing[part])
-            rest = timing["total"] - timing["taste"] - timing["draw"] - timing["store"]
-            spent["a call: records"].append(rest)
-            spent["a call: HTTP, before and after all this"].append(
-                answer["waited"] - timing["total"]
-            )
+            parts = {part: timing[part] for part in ("taste", "draw", "store")}
+            for part, value in parts.items():
+                spent[f"a call: {part}"].append(value)
+            spent["a call: records"].append(timing["total"] - sum(parts.values()))
+            spent["a call: HTTP, before and after"].append(answer["waited"] - timing["total"])
         return took
 
     def _engine(self, bodies: Sequence[Body]) -> float:
@@ -129,9 +113,9 @@ class Rivals:
             self.spent[len(bodies)][part].append(value)
         return took
 
-    def difference(self, body: Body) -> int:
+    def difference(self, url: str, body: Body) -> int:
         """The largest of a picture of nobody's, the server's against stock's, of 255."""
-        _, (answer,) = asyncio.run(together(self.url, [body]))
+        _, (answer,) = asyncio.run(together(url, [body]))
         served = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]["b64_json"])))
         pixels = (
             np.asarray(image.convert("RGB"), int) for image in (served, self.stock.draw(body))
@@ -141,15 +125,3 @@ class Rivals:
     def close(self) -> None:
         for own in self.own.values():
             own.engine.stop()
-
-
-def _servers_seconds() -> float:
-    """Processor time of all that this process started."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            used = process.cpu_times()
-            total += used.user + used.system
-        except psutil.NoSuchProcess:
-            pass
-    return total
