@@ -2,8 +2,9 @@
 #   make demo        pictures made to one person's taste, by the real server (writes demo.png)
 #   make serve       the same server, kept on http://127.0.0.1:8000
 #   make test        lint, types and every test
-#   make bench       what the default costs: batching, personalisation, reading, training, joining; and
-#                    an index of a million users (2 GB, many minutes)
+#   make bench       what it costs: over HTTP against stock diffusers, under too many callers, in the
+#                    engine, in training, and an index of a million users (2 GB); most of an hour.
+#                    All of it ends up in runs/bench/report.md and report.json
 #   make evaluate    how well it personalises: new users, held-out captions (an hour on two cores)
 #   make bootstrap   rebuild the default from nothing (some three hours on two cores; resumes)
 #
@@ -56,4 +57,6 @@ bootstrap: $(STAMP)
 	$(BIN)/python -m training bootstrap --out runs/studio-release
 
 bench: $(STAMP)
-	set -e; for figure in benchmarks/bench_*.py; do $(BIN)/python $$figure; done
+	set -e; for figure in $(sort $(wildcard benchmarks/bench_*.py)); do \
+	    $(BIN)/python -m benchmarks.$$(basename $$figure .py); done
+	$(BIN)/python -m benchmarks.report

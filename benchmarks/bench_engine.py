@@ -1,25 +1,19 @@
 """What joining at any step is worth, and what of a step is not the denoiser's own.
 
-    .venv/bin/python benchmarks/bench_engine.py
+    .venv/bin/python -m benchmarks.bench_engine
 
-Writes ``runs/bench/engine.json`` and prints a Markdown table. Every figure is a ratio within this
-run; medians over repeats.
+Every figure is a ratio within this run.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import statistics
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.report import OUT, REPEATS, STUDIO, about, median_seconds, spread, write
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import User
@@ -27,19 +21,10 @@ from ppd_serve.diffusion.ticket import Progress
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
 
-REPEATS = 5
-RELEASE = Path("ppd_serve/assets/studio")
 LONG, SHORT = 100, 10  # steps
-
-
-def median_seconds(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+FIRST = "joiner's first step, in steps of the shared batch"
+WHOLE = "joiner's whole time, per step and step time"
+GOALS = {FIRST: "≤ 1.5", WHOLE: "≤ 1.15"}
 
 
 def joiner(release: Release, engine: Engine) -> dict[str, float]:
@@ -74,8 +59,8 @@ def joiner(release: Release, engine: Engine) -> dict[str, float]:
     long.result()
     static = stamps[-1] - arrived  # a static batch takes it when the long one is done
     return {
-        "joiner's first step, in steps of the shared batch": (first[0] - arrived) / step,
-        "joiner's whole time, per step and step time": whole / (SHORT * step),
+        FIRST: (first[0] - arrived) / step,
+        WHOLE: whole / (SHORT * step),
         "static batching: wait before the first step, in steps": static / step,
     }
 
@@ -112,7 +97,8 @@ def parts_of_a_step(
 
 
 def main() -> None:
-    release = load_release(RELEASE)
+    release = load_release(STUDIO)
+    where = about(release)
     backbone = release.load_backbone()
     adapter = release.load_adapter(backbone)
     assert adapter is not None
@@ -121,23 +107,11 @@ def main() -> None:
         user = User(np.zeros((rows, dim), np.float32))
         engine.submit(release.defaults.request("warm-up", steps=2, users=(user,))).result()
         runs = [joiner(release, engine) for _ in range(REPEATS)]
-    figures = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    for batch in (2, 16):
-        figures |= parts_of_a_step(release, backbone, adapter, batch)
-
-    report = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "release": f"{release.name} {release.version}",
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-    }
-    out = Path("runs/bench/engine.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['machine']}, torch {report['torch']}, {report['release']}\n")
-    print("| figure | value |\n|---|---|")
-    for name, value in figures.items():
-        print(f"| {name} | {value:.4f} |")
+    joining = {name: spread([run[name] for run in runs], GOALS.get(name, "")) for name in runs[0]}
+    parts = parts_of_a_step(release, backbone, adapter, 2) | parts_of_a_step(
+        release, backbone, adapter, 16
+    )
+    write(OUT / "engine.json", where, {"joining at any step": joining, "parts of a step": parts})
 
 
 if __name__ == "__main__":

@@ -1,24 +1,28 @@
 """What the embedded default costs on this machine, as ratios within one run.
 
-    .venv/bin/python benchmarks/bench_studio.py
+    .venv/bin/python -m benchmarks.bench_studio
 
-Writes ``runs/bench/studio.json`` and prints a Markdown table. Ratios are medians over repeats;
-absolute times say what this machine was doing.
+Absolute times say what this machine was doing.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.report import (
+    OUT,
+    REPEATS,
+    STUDIO,
+    Figure,
+    about,
+    median_seconds,
+    ratios,
+    spread,
+    write,
+)
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import User
 from ppd_serve.preferences.pairs import Pair
@@ -26,27 +30,15 @@ from ppd_serve.release import load_release
 from training.data.pool import png
 from training.data.world import HELD_OUT_CAPTIONS, render, sample_style
 
-REPEATS = 5
-RELEASE = Path("ppd_serve/assets/studio")
-
-
-def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
 
 def main() -> None:
-    release = load_release(RELEASE)
+    release = load_release(STUDIO)
+    where = about(release)
     backbone = release.load_backbone()
     adapter = release.load_adapter(backbone)
     rows, dim = release.manifest.embedding_shape or (1, 1)
     rng = np.random.default_rng(0)
-    figures: dict[str, float] = {}
+    figures: dict[str, Figure | float] = {}
 
     states = backbone.encode(str(HELD_OUT_CAPTIONS[0]))["states"]
     shape = backbone.latent_shape(*release.defaults.sizes[0])
@@ -84,10 +76,10 @@ def main() -> None:
                 (pictures(engine, count, True), pictures(engine, count, False))
                 for _ in range(REPEATS)
             ]
-            medians[count] = statistics.median(personal for personal, _ in turns)
-            cost = statistics.median(personal / plain for personal, plain in turns) - 1
-            figures[f"seconds per picture, {count} together"] = medians[count]
-            figures[f"cost of the user branch, {count} together"] = cost
+            personal, plain = zip(*turns, strict=True)
+            took = figures[f"seconds per picture, {count} together"] = spread(personal)
+            medians[count] = took.value
+            figures[f"with users / without, {count} together"] = ratios(personal, plain)
     figures["gain per picture, alone to sixteen together"] = medians[1] / medians[16]
 
     encoder = release.load_encoder()
@@ -106,19 +98,7 @@ def main() -> None:
         lambda: encoder.embed([*five, pair(next(fresh))])
     )
 
-    report = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "release": f"{release.name} {release.version}",
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-    }
-    out = Path("runs/bench/studio.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['machine']}, torch {report['torch']}, {report['release']}\n")
-    print("| figure | value |\n|---|---|")
-    for name, value in figures.items():
-        print(f"| {name} | {value:.3f} |")
+    write(OUT / "studio.json", where, {"the default release": figures})
 
 
 if __name__ == "__main__":

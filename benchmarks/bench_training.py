@@ -1,6 +1,6 @@
 """What it is worth to compute once what does not change: the trainer against a plain loop.
 
-    .venv/bin/python benchmarks/bench_training.py
+    .venv/bin/python -m benchmarks.bench_training
 
 Both train the same adapter on the same choices by the same formula. The plain loop keeps nothing,
 as Diffusion-DPO (arXiv 2311.12908) is commonly trained: in every step it opens and crops the
@@ -9,18 +9,12 @@ frozen copy of the denoiser for the reference. To know its users (PPD, arXiv 250
 reads their choices with the VLM; a second figure leaves this out. All take turns, one step each, so
 that a drift of the machine's speed meets everybody; figures are medians over turns. With one thread
 the processor's time is counted, not the clock's, so that others on the machine hardly matter.
-Writes ``runs/bench/training.json`` and prints Markdown.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import json
-import os
-import platform
-import statistics
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -39,6 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from benchmarks.report import OUT, STUDIO, Figure, about, ratios, spread, write
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.preferences.encoder import CHUNK, Encoder
 from ppd_serve.preferences.pairs import Pair
@@ -55,7 +50,6 @@ from training.recipes import Recipe, recipe
 from training.stage import Draws, Metrics
 from training.train import PreferenceTraining, Samples, stage_of
 
-RELEASE = Path("ppd_serve/assets/studio")
 OURS, KNOWN, PLAIN = "trainer", "plain, users known", "plain"
 
 
@@ -282,53 +276,22 @@ def take_turns(ours: Choices, plain: PlainLoop, directory: Path) -> Turns:
     return Turns({name: times[1:turns] for name, times in found.items()}, spent)
 
 
-def summary(turns: Turns, batch: int) -> dict[str, Any]:
-    """Medians over turns; a ratio is the median of the turns' own ratios, with its quartiles."""
-    ours = turns.seconds[OURS]
-    table = {}
-    for name, times in turns.seconds.items():
-        low, ratio, high = statistics.quantiles([a / b for a, b in zip(times, ours, strict=True)])
-        table[name] = {
-            "pairs_per_second": batch / statistics.median(times),
-            "seconds_per_step": statistics.median(times),
-            "times_the_trainers": [ratio, low, high],
-        }
-    return {"turns": len(ours), "batch": batch, "loops": table, "plain_seconds_on": turns.plain}
-
-
-def about() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    ).stdout.strip()
-    cpu = platform.processor() or platform.machine()
+def summary(turns: Turns, batch: int) -> dict[str, dict[str, Figure]]:
+    """Tables; a ratio is the median of the turns' own."""
+    loops = turns.seconds
+    whole = sum(turns.plain.values())
     return {
-        "machine": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
-        "clock": "processor's seconds" if torch.get_num_threads() == 1 else "seconds",
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
+        "the trainer is faster by": {
+            name: ratios(times, loops[OURS]) for name, times in loops.items() if name != OURS
+        },
+        "pairs a second": {
+            name: spread([batch / s for s in times]) for name, times in loops.items()
+        },
+        "seconds a step": {name: spread(times) for name, times in loops.items()},
+        "the plain step's time, share": {
+            what: Figure(s / whole) for what, s in turns.plain.items()
+        },
     }
-
-
-def markdown(report: dict[str, Any]) -> str:
-    lines = [
-        f"{report['machine']}, torch {report['torch']}, {report['release']}, commit "
-        f"{report['commit']}; {report['turns']} turns, {report['batch']} pairs a step, "
-        f"{report['clock']}",
-        "",
-        "| loop | pairs/s | s/step | the trainer is faster by (quartiles) |",
-        "|---|---|---|---|",
-    ]
-    for name, row in report["loops"].items():
-        ratio, low, high = row["times_the_trainers"]
-        lines.append(
-            f"| {name} | {row['pairs_per_second']:.2f} | {row['seconds_per_step']:.2f} | "
-            f"{ratio:.2f} ({low:.2f}–{high:.2f}) |"
-        )
-    spent = report["plain_seconds_on"]
-    whole = sum(spent.values())
-    lines += ["", "| the plain step's time | s | % |", "|---|---|---|"]
-    lines += [f"| {what} | {s:.3f} | {100 * s / whole:.0f} |" for what, s in spent.items()]
-    return "\n".join(lines) + "\n"
 
 
 def main(
@@ -337,22 +300,20 @@ def main(
     pictures: int = 300,
     people: int = 48,
     threads: Annotated[int | None, typer.Option(help="torch's; default: its own choice")] = None,
-    release: Path = RELEASE,
-    out: Path = Path("runs/bench/training.json"),
+    release: Path = STUDIO,
+    out: Path = OUT / "training.json",
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
     how = ppd(batch=batch, steps=turns + 2)  # the first warms up, the last is not measured
     loaded = load_release(release)
+    where = about(loaded)
     ours = choices(loaded, load_pool(out.parent / "pool", "train", pictures), how, people)
     with tempfile.TemporaryDirectory() as place:
         measured = take_turns(ours, PlainLoop(loaded, how), Path(place))
-    report = {
-        **about(), "release": f"{loaded.name} {loaded.version}", **summary(measured, batch)
-    }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(markdown(report))
+    clock = "processor's seconds" if torch.get_num_threads() == 1 else "seconds"
+    where |= {"threads": torch.get_num_threads(), "clock": clock, "pairs in a step": batch}
+    write(out, where, summary(measured, batch))
 
 
 if __name__ == "__main__":

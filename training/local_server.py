@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,12 +26,15 @@ class ServerFailed(Exception):
 
 
 @contextmanager
-def local_server(port: int | None = None) -> Iterator[str]:
+def local_server(
+    port: int | None = None, *, settings: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Start ``ppd serve`` on loopback with nobody's data; yields its URL once it is ready.
 
     Whatever ends the block (an error, Ctrl-C, SIGTERM, a closed terminal), the server is stopped
     before the exception leaves; an error carries the end of the server's log as a note.
-    port: a free one if not given. Raises ServerFailed, or OSError if it can't be started.
+    port: a free one if not given; settings: more ``PPD_*`` variables. Raises ServerFailed, or
+    OSError if it can't be started.
     """
     place = tempfile.TemporaryDirectory(prefix="ppd-local-", ignore_cleanup_errors=True)
     with _every_end_is_ctrl_c(), place as scratch:
@@ -42,6 +46,7 @@ def local_server(port: int | None = None) -> Iterator[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **(settings or {})},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop it in order
             )
         try:

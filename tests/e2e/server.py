@@ -23,10 +23,12 @@ ENVIRONMENT = {
 
 
 class Server:
-    """``ppd serve`` on a free port. ``tail`` is the end of what it printed."""
+    """``ppd serve`` on a free port, with more ``settings`` (``PPD_*``) than those that all tests
+    share. ``tail`` is the end of what it printed."""
 
-    def __init__(self, release: Path, directory: Path) -> None:
+    def __init__(self, release: Path, directory: Path, **settings: str) -> None:
         self.release, self.directory = release, directory
+        self.environment = {**ENVIRONMENT, **settings, "PPD_RELEASE": str(release)}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -46,7 +48,7 @@ class Server:
         self.process = subprocess.Popen(
             command,
             cwd=self.directory,
-            env={**os.environ, **ENVIRONMENT, "PPD_RELEASE": str(self.release)},
+            env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -11,16 +11,15 @@ from benchmarks.bench_training import (
     KNOWN,
     OURS,
     PLAIN,
-    RELEASE,
     Choices,
     PlainLoop,
     Turns,
     choices,
-    markdown,
     ppd,
     summary,
     take_turns,
 )
+from benchmarks.report import STUDIO, about, merge, write
 from ppd_serve.release import Release, load_release
 from tests.training.studio import small_pool
 from training.data.pool import Pool
@@ -30,7 +29,7 @@ HOW = ppd(batch=3, steps=6)
 
 @pytest.fixture(scope="module")
 def release() -> Release:
-    return load_release(RELEASE)
+    return load_release(STUDIO)
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +94,12 @@ def test_all_take_turns_and_the_report_tells_of_them(
     for trained in (adapter.trainable_parameters(), loop.adapter.trainable_parameters()):
         moved = [not torch.equal(a, b) for a, b in zip(trained, before, strict=True)]
         assert all(moved)
-    found = summary(turns, HOW.batch)
-    assert found["loops"][OURS]["times_the_trainers"] == [1.0, 1.0, 1.0]
-    about = {"machine": "m", "clock": "s", "torch": "t", "commit": "c", "release": "r"}
-    assert "| plain, users known |" in markdown(about | found)
+    write(tmp_path / "training.json", about(release), summary(turns, HOW.batch))
+    merge(tmp_path)
+    assert "| plain, users known |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_ratio_is_the_median_of_the_turns_own() -> None:
     found = summary(Turns({OURS: [1.0, 2.0, 4.0], PLAIN: [2.0, 8.0, 12.0]}, {}), batch=6)
-    assert found["loops"][PLAIN]["times_the_trainers"] == [3.0, 2.0, 4.0]
-    assert found["loops"][OURS]["pairs_per_second"] == 3.0
+    assert found["the trainer is faster by"] == {PLAIN: (3.0, 2.5, 3.5, "")}
+    assert found["pairs a second"][OURS].value == 3.0

@@ -1,0 +1,127 @@
+"""Those who draw the same pictures: stock diffusers, the server, and our engine by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.callers import Body, together
+from benchmarks.report import seconds
+from benchmarks.stock import Stock
+from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.picture import encode_picture
+from ppd_serve.diffusion.request import Result, User
+from ppd_serve.release import Release
+
+STOCK, HTTP, BARE, ENGINE, NOBODY = "stock", "http", "bare", "engine", "engine without users"
+Spent = dict[str, float]
+
+
+class Own:
+    """An engine in this process, with the release's adapter or on the backbone alone."""
+
+    def __init__(
+        self, release: Release, dtype: torch.dtype, steps: int, rows: int, *, users: bool
+    ) -> None:
+        self._defaults, self._steps = release.defaults, steps
+        self._shape = release.manifest.embedding_shape or (1, 1)
+        self._random = np.random.default_rng(0)
+        backbone = release.load_backbone(dtype=dtype)
+        adapter = release.load_adapter(backbone) if users else None
+        self._users = users
+        self.engine = Engine(
+            backbone, adapter, embedding_rows=self._shape[0], max_rows=rows
+        ).start()
+
+    def draw(self, bodies: Sequence[Body], steps: int | None = None) -> tuple[Spent, list[Result]]:
+        """What the time went to, and the pictures."""
+        stamps: list[float] = []
+        wanted = [
+            self._defaults.request(
+                body["prompt"], negative_prompt=body["negative_prompt"], seed=body["seed"],
+                steps=steps or self._steps, users=self._user(),
+            )
+            for body in bodies
+        ]  # fmt: skip
+        began = time.perf_counter()
+        tickets = self.engine.submit_all(wanted)
+        tickets[-1].on_step(lambda _: stamps.append(time.perf_counter()))
+        results = [ticket.result() for ticket in tickets]
+        ended = time.perf_counter()
+        # All of them step together, the last one last.
+        spent: Spent = {
+            "engine: texts, users, noise, first step": stamps[0] - began,
+            "engine: the other steps": stamps[-1] - stamps[0],
+            "engine: autoencoder": ended - stamps[-1],
+        }
+        return spent, results
+
+    def _user(self) -> tuple[User, ...]:
+        drawn = self._random.standard_normal(self._shape).astype(np.float32)
+        return (User(drawn),) if self._users else ()
+
+
+class Rivals:
+    """All that are compared; ``spent`` collects, by how many pictures were drawn together, what the
+    server's calls and the engine spent on what."""
+
+    def __init__(self, release: Release, stock: Stock, rows: int) -> None:
+        self.stock = stock
+        self.own = {
+            name: Own(release, stock.dtype, stock.steps, rows, users=name == ENGINE)
+            for name in (ENGINE, NOBODY)
+        }
+        self.spent: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def run(self, name: str, bodies: Sequence[Body]) -> float:
+        """Seconds that one of those in this process takes for these pictures."""
+        if name == STOCK:
+            return seconds(lambda: [self.stock.draw(body) for body in bodies])
+        if name == BARE:
+            return seconds(lambda: self.stock.bare(bodies))
+        if name == NOBODY:
+            return seconds(lambda: self.own[NOBODY].draw(bodies))
+        return self._engine(bodies)
+
+    def call(self, url: str, bodies: Sequence[Body]) -> float:
+        """Seconds that the server takes for them, asked for at once."""
+        took, answers = asyncio.run(together(url, bodies))
+        spent = self.spent[len(bodies)]
+        for answer in answers:
+            timing = answer["timing"]
+            parts = {part: timing[part] for part in ("taste", "draw", "store")}
+            for part, value in parts.items():
+                spent[f"a call: {part}"].append(value)
+            spent["a call: records"].append(timing["total"] - sum(parts.values()))
+            spent["a call: HTTP, before and after"].append(answer["waited"] - timing["total"])
+        return took
+
+    def _engine(self, bodies: Sequence[Body]) -> float:
+        began = time.perf_counter()
+        parts, results = self.own[ENGINE].draw(bodies)
+        took = time.perf_counter() - began
+        png = seconds(lambda: [encode_picture(result.pixels) for result in results])
+        for part, value in {**parts, "PNG, all of them": png}.items():
+            self.spent[len(bodies)][part].append(value)
+        return took
+
+    def difference(self, url: str, body: Body) -> int:
+        """The largest of a picture of nobody's, the server's against stock's, of 255."""
+        _, (answer,) = asyncio.run(together(url, [body]))
+        served = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]["b64_json"])))
+        pixels = (
+            np.asarray(image.convert("RGB"), int) for image in (served, self.stock.draw(body))
+        )
+        return int(np.abs(np.subtract(*pixels)).max())
+
+    def close(self) -> None:
+        for own in self.own.values():
+            own.engine.stop()
