@@ -102,6 +102,7 @@ def measure(
         f"{callers} callers at once": _crowd(crowd, gains),
         "one lonely call": {
             "stock, s": spread(alone[STOCK]),
+            "stock / its texts, denoiser and decoding alone": ratios(alone[STOCK], alone[BARE]),
             "over HTTP, s": spread(alone[HTTP]),
             "over HTTP / stock": ratios(alone[HTTP], alone[STOCK], "≤ 1.15"),
         },
@@ -149,7 +150,7 @@ def _further(
     return {
         "that the work is the same": {
             "largest difference of a picture, stock's and the server's, of 255": (
-                rivals.difference(url, nobodys)
+                Figure(rivals.difference(url, nobodys), goal="≤ 2")
             )
         },
         "one step, asked for over HTTP": _one_step(rivals, url, random, calls),
@@ -196,7 +197,8 @@ def main(
     where = about(loaded)
     stock, precisions = faster(loaded, steps, lonely)
     settings = {**SERVER, "PPD_RELEASE": str(release.absolute()),
-                "PPD_DIFFUSER__DTYPE": _name(stock.dtype)}  # fmt: skip
+                "PPD_DIFFUSER__DTYPE": _name(stock.dtype),
+                "PPD_DIFFUSER__THREADS": str(torch.get_num_threads())}  # fmt: skip
     rivals = Rivals(loaded, stock, callers)
     try:
         tables = measure(

@@ -103,6 +103,7 @@ def summary(answers: Sequence[Answer]) -> dict[str, Figure | float]:
         "refused, told when to come again": len(away),
         "neither": Figure(len(answers) - len(good) - len(away), goal="≤ 0"),
         **{f"p{share}, s": percentile(good, share / 100) for share in (50, 90, 99) if good},
+        **({"refused after, p99, s": Figure(percentile(away, 0.99), goal="≤ 1")} if away else {}),
         "latest call, s after it was due": max(answer.late for answer in answers),
     }
 

@@ -107,7 +107,7 @@ def markdown(title: str, section: Mapping[str, Any]) -> str:
     lines = [f"## {title}", "", "; ".join(f"{key}: {value}" for key, value in where.items())]
     for name, table in section["tables"].items():
         aimed = any("goal" in figure for figure in table.values())
-        lines += ["", f"| {name} | median (quartiles) |{' goal |' if aimed else ''}"]
+        lines += ["", f"| {name} | value, or median (quartiles) |{' goal |' if aimed else ''}"]
         lines.append("|---|---|---|" if aimed else "|---|---|")
         for figure, told in table.items():
             goal = f" {told.get('goal', '')}{_mark(told)} |" if aimed else ""

@@ -24,7 +24,14 @@ from training.data.pool import PairSampler
 from training.data.rows import studio_rows, write_rows
 from training.data.users import people
 from training.data.world import HELD_OUT_CAPTIONS
-from training.evaluate.asking import ASKED, DRAWN, PAINTED, asking_markdown, compare_questions
+from training.evaluate.asking import (
+    ASKED,
+    DRAWN,
+    OPPOSITE,
+    PAINTED,
+    asking_markdown,
+    compare_questions,
+)
 from training.questions import FILE, measure_response, states_of_choices
 
 STUDIO = Path("ppd_serve/assets/studio")
@@ -114,7 +121,7 @@ def test_every_way_of_asking_is_judged(tmp_path: Path) -> None:
     report = compare_questions(
         STUDIO, tmp_path, tmp_path, split="dev", users=3, answers=2, pool_size=120
     )
-    assert set(report["ways"]) == {ASKED, DRAWN, PAINTED}
+    assert set(report["ways"]) == {ASKED, OPPOSITE, DRAWN, PAINTED}
     assert all(len(way["answers"]) == 2 for way in report["ways"].values())
     assert len(report["ways"][ASKED]["bits"]) == len(report["ways"][DRAWN]["agreed"]) == 2
     assert [r["other"] for r in report["asked_minus"][DRAWN]] == [1, 2, 2]
@@ -122,6 +129,11 @@ def test_every_way_of_asking_is_judged(tmp_path: Path) -> None:
         STUDIO, tmp_path, tmp_path, split="dev", users=3, answers=2, pool_size=120
     )
     assert again == report  # of what was kept
+    other = compare_questions(
+        STUDIO, tmp_path, tmp_path, split="test", users=3, answers=1, pool_size=120
+    )
+    first = [r["ways"][PAINTED]["answers"][0]["gain"] for r in (report, other)]
+    assert first[0] != first[1]  # other people, not what was kept of these
     page = asking_markdown(report)
     assert "| 2 |" in page and "1 asked − 2" in page
 

@@ -1,8 +1,9 @@
 """``python -m training judge-questions``: how soon a taste is known, by who makes the questions.
 
-Three ways to come to one to eight answers of the same new people, with the same noise in their
-choices. *asked*: the release makes each question of the answers so far, as its server does.
-*drawn at random*: its pictures are drawn with the tastes of nobody in particular, two at a time.
+Four ways to come to one to eight answers of the same new people, whose choices are as noisy in
+each. *asked*: the release makes each question of the answers so far, as its server does.
+*opposite at random*: its pictures are as far apart, but in any direction. *drawn at random*: they
+are drawn with the tastes of nobody in particular, two at a time.
 *painted at random*: two pictures of the studio's world, as in all other reports; no server has such
 pictures to show. After so many answers the VLM reads them, and a held-out caption is drawn with the
 embedding and without it.
@@ -10,6 +11,7 @@ embedding and without it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppd_serve.diffusion.engine import Engine
-from ppd_serve.diffusion.request import GenerationRequest, User
+from ppd_serve.diffusion.request import User
 from ppd_serve.preferences.encoder import Encoder
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.preferences.questions import Questioner
@@ -43,9 +45,10 @@ from training.evaluate.studio import (
     requests,
 )
 
-ASKED, DRAWN, PAINTED = "asked", "drawn at random", "painted at random"
-WAYS = (ASKED, DRAWN, PAINTED)
-_SEEDS = {"dev": 23_000, "test": 43_000, "confirm": 63_000}
+ASKED, OPPOSITE = "asked", "opposite at random"
+DRAWN, PAINTED = "drawn at random", "painted at random"
+WAYS = (ASKED, OPPOSITE, DRAWN, PAINTED)
+_SEEDS = {"dev": 230_000, "test": 430_000, "confirm": 630_000}
 
 # For every user one question: the embeddings to draw its two pictures with, each [N, rows, dim].
 Questions = tuple[Array, Array]
@@ -59,34 +62,36 @@ class Interview:
     ) -> None:
         self.release, self.engine, self.encoder, self.panel = release, engine, encoder, panel
         self.pairs: list[list[Pair]] = [[] for _ in range(len(panel))]
-        self.seed, self.rng = seed, np.random.default_rng(seed)
+        self.seed, self.choosing = seed, np.random.default_rng(seed)
+        self.drawing = np.random.default_rng(seed + 1)
         self.agreed: list[float] = []  # of each round, the share who chose what they like better
 
     def answer(self, left: Array, right: Array) -> None:
-        """Draw everybody's question, all of one prompt and seed, and let them choose."""
+        """Draw everybody's question, all of one prompt, and let them choose."""
         round_ = len(self.agreed)
         prompts = self.release.manifest.example_prompts
         prompt, people = prompts[round_ % len(prompts)], len(self.panel)
         images = draw(
             self.engine,
-            [self._wanted(prompt, round_, e) for e in np.concatenate([left, right])],
+            [
+                self.release.defaults.request(
+                    prompt, seed=self.seed + 1000 * round_ + user, users=(User(embedding),)
+                )
+                for side in (left, right)
+                for user, embedding in enumerate(side)
+            ],
             f"question {round_ + 1}",
         )
         caption = CAPTIONS[[str(c) for c in CAPTIONS].index(prompt)]
         shown = scores(images, [caption] * len(images)).reshape(2, people, 1, -1)
         tastes = self.panel.tastes
-        first = tastes.prefers_first(shown[0], shown[1], self.rng)[:, 0]
+        first = tastes.prefers_first(shown[0], shown[1], self.choosing)[:, 0]
         better = tastes.reward(shown[0])[:, 0] > tastes.reward(shown[1])[:, 0]
         self.agreed.append(float((first == better).mean()))
         for k, pairs in enumerate(self.pairs):
             pictures = png(images[k]), png(images[people + k])
             preferred, rejected = pictures if first[k] else pictures[::-1]
             pairs.append(Pair(prompt, preferred, rejected))
-
-    def _wanted(self, prompt: str, round_: int, embedding: Array) -> GenerationRequest:
-        return self.release.defaults.request(
-            prompt, seed=self.seed + round_, users=(User(embedding),)
-        )
 
     def read(self) -> Array:
         """What the VLM makes of everybody's answers so far: ``[N, rows, dim]``."""
@@ -107,10 +112,10 @@ def asked(interview: Interview, questioner: Questioner) -> tuple[Questions, floa
     return questions, float(np.mean([q.bits for q in found]))
 
 
-def at_random(interview: Interview, shape: tuple[int, int]) -> Questions:
+def at_random(interview: Interview, shape: tuple[int, ...], *, opposite: bool) -> Questions:
     """Two tastes of nobody in particular: embeddings have unit variance over people."""
-    drawn = interview.rng.standard_normal((2, len(interview.panel), *shape)).astype(np.float32)
-    return drawn[0], drawn[1]
+    drawn = interview.drawing.standard_normal((2, len(interview.panel), *shape)).astype(np.float32)
+    return drawn[0], -drawn[0] if opposite else drawn[1]
 
 
 class Study:
@@ -125,6 +130,10 @@ class Study:
         self.release, self.engine, self.panel, self.out = release, engine, panel, out
         self.questioner, self.encoder = questioner, reading_encoder(release)
         self.judge, self.seed = load_judge(), seed
+        told = (release.manifest.checksums, FROZEN, seed, len(panel), len(panel.pool))
+        self.key = hashlib.sha256(repr(told).encode()).hexdigest()[
+            :12
+        ]  # another study, other files
 
     def read_after_each(self, way: str, answers: int) -> dict[str, Array]:
         """Everybody's embedding after 1, 2, … answers: ``[answers, N, rows, dim]``."""
@@ -137,7 +146,8 @@ class Study:
                 questions, promised = asked(interview, self.questioner)
                 bits.append(promised)
             else:
-                questions = at_random(interview, self.questioner.response.shape[:2])
+                shape = self.questioner.response.shape[:2]
+                questions = at_random(interview, shape, opposite=way == OPPOSITE)
             interview.answer(*questions)
             read.append(interview.read())
         return {
@@ -161,7 +171,7 @@ class Study:
         return self.kept(name, make)["reward"]
 
     def kept(self, name: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-        path = self.out / f"{name}.npz"
+        path = self.out / self.key / f"{name}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f"draft-{path.name}")
@@ -194,7 +204,8 @@ def compare_questions(
         study = Study(release, engine, panel, out, _SEEDS[split])
         base = study.rewards("base", None)
         for way in WAYS:
-            told = study.kept(way, partial(study.read_after_each, way, answers))
+            name = f"{way}, {answers} answers"
+            told = study.kept(name, partial(study.read_after_each, way, answers))
             rewards[way] = [
                 study.rewards(f"{way}, {n}", read) for n, read in enumerate(told["embeddings"], 1)
             ]
@@ -209,7 +220,7 @@ def compare_questions(
             | _interval((rewards[ASKED][few - 1] - rewards[way][many - 1]) / base.std())
             for few, many in _compared(answers)
         ]
-        for way in (DRAWN, PAINTED)
+        for way in WAYS[1:]
     }
     return report
 
