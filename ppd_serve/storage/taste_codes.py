@@ -17,7 +17,7 @@ from ppd_serve.storage.records import (
 )
 from ppd_serve.storage.users import UserStore, locked_user, unknown_user
 from ppd_serve.storage.values import TasteCode
-from ppd_serve.storage.versions import codes_of, drop_codes
+from ppd_serve.storage.versions import drop_codes
 
 MOST_CODES = 100  # of one user: a list that a person can look through
 
@@ -80,9 +80,7 @@ class TasteCodeStore(UserStore):
                 user = locked_user(session, project, user_id)
             except NotFound:
                 return
-            gone = drop_codes(
-                session, codes_of(user) & (TasteCodeRecord.code == code), self._clock()
-            )
+            gone = drop_codes(session, user, TasteCodeRecord.code == code, self._clock())
         if gone:
             self._database.scrub()
 
