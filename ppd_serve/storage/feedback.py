@@ -9,13 +9,8 @@ from ppd_serve.errors import InvalidInput, NotFound
 from ppd_serve.storage.answers import forget_answers
 from ppd_serve.storage.base import new_id
 from ppd_serve.storage.images import discard_images, in_use
-from ppd_serve.storage.records import (
-    FeedbackRecord,
-    GenerationRecord,
-    GenerationUserRecord,
-    ImageRecord,
-    QuestionRecord,
-)
+from ppd_serve.storage.loop_records import FeedbackRecord, QuestionRecord
+from ppd_serve.storage.records import GenerationRecord, GenerationUserRecord, ImageRecord
 from ppd_serve.storage.users import UserStore, created_user, locked_user
 from ppd_serve.storage.values import Feedback
 

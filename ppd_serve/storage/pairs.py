@@ -15,13 +15,8 @@ from ppd_serve.storage.base import new_id
 from ppd_serve.storage.blobs import digest_of
 from ppd_serve.storage.database import batches, storage_errors
 from ppd_serve.storage.images import discard_images, in_use, insert_image
-from ppd_serve.storage.records import (
-    AnswerRecord,
-    ImageRecord,
-    PairRecord,
-    QuestionRecord,
-    UserRecord,
-)
+from ppd_serve.storage.loop_records import QuestionRecord
+from ppd_serve.storage.records import AnswerRecord, ImageRecord, PairRecord, UserRecord
 from ppd_serve.storage.users import (
     UserStore,
     created_user,

@@ -12,8 +12,9 @@ from ppd_serve.storage.base import new_id
 from ppd_serve.storage.blobs import digest_of
 from ppd_serve.storage.database import storage_errors
 from ppd_serve.storage.images import insert_image
+from ppd_serve.storage.loop_records import QuestionRecord
 from ppd_serve.storage.pairs import PairStore
-from ppd_serve.storage.records import QuestionRecord, UserRecord
+from ppd_serve.storage.records import UserRecord
 from ppd_serve.storage.users import locked_user, unknown_user
 from ppd_serve.storage.values import AddedPairs, Choice, NewImage, NewPair, Question
 

@@ -9,12 +9,8 @@ from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage.base import new_id
-from ppd_serve.storage.records import (
-    EmbeddingRecord,
-    PastEmbeddingRecord,
-    TasteCodeRecord,
-    UserRecord,
-)
+from ppd_serve.storage.loop_records import PastEmbeddingRecord, TasteCodeRecord
+from ppd_serve.storage.records import EmbeddingRecord, UserRecord
 from ppd_serve.storage.users import UserStore, locked_user, unknown_user
 from ppd_serve.storage.values import TasteCode
 from ppd_serve.storage.versions import drop_codes

@@ -12,15 +12,14 @@ from ppd_serve.errors import NotFound
 from ppd_serve.storage.answers import answers_about
 from ppd_serve.storage.database import batches, insert
 from ppd_serve.storage.images import ImageStore, discard_images
+from ppd_serve.storage.loop_records import FeedbackRecord, QuestionRecord
 from ppd_serve.storage.records import (
     AnswerRecord,
     EmbeddingRecord,
-    FeedbackRecord,
     GenerationRecord,
     GenerationUserRecord,
     ImageRecord,
     PairRecord,
-    QuestionRecord,
     UserRecord,
 )
 from ppd_serve.storage.values import DeletedUser, User, UserKey

@@ -10,15 +10,12 @@ from ppd_serve.errors import NotFound
 from ppd_serve.storage.answers import forget_answers
 from ppd_serve.storage.base import next_sequence
 from ppd_serve.storage.database import batches
-from ppd_serve.storage.records import (
-    EmbeddingRecord,
+from ppd_serve.storage.loop_records import (
     GenerationCodeRecord,
-    GenerationRecord,
     PastEmbeddingRecord,
-    RemovalRecord,
     TasteCodeRecord,
-    UserRecord,
 )
+from ppd_serve.storage.records import EmbeddingRecord, GenerationRecord, RemovalRecord, UserRecord
 from ppd_serve.storage.values import UNFINISHED
 
 WITHDRAWN = "This taste code was withdrawn"

@@ -109,9 +109,9 @@ class Halt:
         self._goes_on.set()
 
 
-def until_waiting(store: Store, work: Future[Any]) -> None:
-    """Until a transaction of ``work`` waits for a lock, or it has ended. In SQLite a second writer
-    waits from its first statement on, so there is nothing to see."""
+def until_waiting(store: Store, *works: Future[Any]) -> None:
+    """Until each of them has ended, or waits for a lock. In SQLite a second writer waits from its
+    first statement on, so there is nothing to see."""
     engine = store._database.engine
     if engine.dialect.name == "sqlite":
         return
@@ -121,7 +121,7 @@ def until_waiting(store: Store, work: Future[Any]) -> None:
     )
     deadline = time.monotonic() + PATIENCE
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while not wait([work], timeout=0.01).done and not connection.scalar(waiting):
+        while len(wait(works, timeout=0.01).not_done) > (connection.scalar(waiting) or 0):
             assert time.monotonic() < deadline
 
 

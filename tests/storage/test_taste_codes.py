@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage import taste_codes
-from ppd_serve.storage.records import GenerationCodeRecord
+from ppd_serve.storage.loop_records import GenerationCodeRecord
 from ppd_serve.storage.store import Generation, Store, TasteCode
 from tests.storage.places import PATIENCE, Halt, pair, picture, until_waiting
 
@@ -140,6 +140,23 @@ def test_a_pair_and_another_user_can_be_deleted_at_once(store: Store, second: St
         until_waiting(store, deleted)
         halt.go_on()
         assert user.result(PATIENCE) and deleted.result(PATIENCE)
+
+
+def test_who_begins_to_draw_waits_in_no_ring(store: Store, second: Store) -> None:
+    ann, bob = sorted((share(store, name) for name in ("ann", "bob")), key=lambda c: c.code)
+    store.create_generation(P, {}, {ann.user_id: ann.incarnation}, codes=[bob.code])
+    halt = Halt(store, "SELECT taste_codes.code")
+    with ThreadPoolExecutor(3) as pool:
+        user = pool.submit(store.delete_user, P, ann.user_id)
+        halt.reach()
+        withdrawn = pool.submit(second.delete_taste_code, P, bob.user_id, bob.code)
+        until_waiting(store, withdrawn)
+        drawing = pool.submit(draw, second, ann, bob)  # ann's code is the first that it locks
+        until_waiting(store, withdrawn, drawing)
+        halt.go_on()
+        assert user.result(PATIENCE)
+        withdrawn.result(PATIENCE)
+        assert isinstance(drawing.exception(PATIENCE), NotFound)
 
 
 def test_nothing_says_whose_taste_it_was_once_it_has_ended(store: Store) -> None:
