@@ -67,8 +67,8 @@ class QuestionService:
         question = shuffled(await self._tastes.ask(loaded.pairs))
         left, right = await self._draw(prompt, question)
         kept = await self._db(
-            self._store.add_question, project, user_id, loaded.incarnation, prompt, left, right,
-            question.bits,
+            self._store.add_question, project, user_id, loaded.incarnation, loaded.version, prompt,
+            left, right, question.bits,
         )  # fmt: skip
         return Asked(kept.question_id, prompt, kept.left_image_id, kept.right_image_id)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, Text, cast, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Conflict, InvalidInput
 from ppd_serve.storage.base import StoreBase
-from ppd_serve.storage.database import insert
-from ppd_serve.storage.records import AnswerRecord, AnswerUserRecord
+from ppd_serve.storage.database import batches, insert
+from ppd_serve.storage.records import AnswerRecord, AnswerUserRecord, UserRecord
 from ppd_serve.storage.values import Idempotency
 
 _LIFETIME = 24 * 3600.0
@@ -139,6 +139,28 @@ class AnswerStore(StoreBase):
         for record in records:
             _release(session, record)
         return len(records)
+
+
+def answers_about(user: UserRecord) -> ColumnElement[bool]:
+    """Which answers are about the user."""
+    return tuple_(AnswerRecord.project, AnswerRecord.route, AnswerRecord.key).in_(
+        select(AnswerUserRecord.project, AnswerUserRecord.route, AnswerUserRecord.key).filter_by(
+            project=user.project, user_id=user.user_id
+        )
+    )
+
+
+def forget_answers(session: Session, user: UserRecord, ids: Iterable[str]) -> None:
+    """Remove the answers about the user that name one of these random ids: what it was is gone."""
+    told = cast(AnswerRecord.answer, Text)
+    for batch in batches(ids, 50):
+        session.execute(
+            delete(AnswerRecord)
+            .where(
+                answers_about(user), or_(*(told.contains(name, autoescape=True) for name in batch))
+            )
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _release(session: Session, record: AnswerRecord) -> None:

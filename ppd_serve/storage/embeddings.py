@@ -10,10 +10,10 @@ from sqlalchemy import select, true, union_all
 
 from ppd_serve.errors import NotFound
 from ppd_serve.storage.base import StoreBase, next_sequence
+from ppd_serve.storage.loop_records import PastEmbeddingRecord
 from ppd_serve.storage.records import (
     EmbeddingRecord,
     IdentityRecord,
-    PastEmbeddingRecord,
     RemovalRecord,
     SequenceRecord,
     UserRecord,

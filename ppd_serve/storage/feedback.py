@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, delete, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ppd_serve.errors import InvalidInput, NotFound
+from ppd_serve.storage.answers import forget_answers
 from ppd_serve.storage.base import new_id
 from ppd_serve.storage.images import discard_images, in_use
-from ppd_serve.storage.records import (
-    FeedbackRecord,
-    GenerationRecord,
-    GenerationUserRecord,
-    ImageRecord,
-    QuestionRecord,
-)
-from ppd_serve.storage.users import UserStore, created_user
+from ppd_serve.storage.loop_records import FeedbackRecord, QuestionRecord
+from ppd_serve.storage.records import GenerationRecord, GenerationUserRecord, ImageRecord
+from ppd_serve.storage.users import UserStore, created_user, locked_user
 from ppd_serve.storage.values import Feedback
 
 
@@ -55,22 +51,40 @@ class FeedbackStore(UserStore):
             return Feedback(record.feedback_id, image_id, liked, record.created)
 
     def delete_feedback(self, project: str, user_id: str, feedback_id: str) -> None:
-        """Take it back; also right the second time. A picture whose time is over goes with it."""
+        """Take it back; also right the second time. A picture goes with it whose time is over, or
+        whose question, or generation, is gone."""
         with self._database.write() as session:
+            try:
+                user = locked_user(session, project, user_id)
+            except NotFound:
+                return
             image_ids = session.scalars(
                 delete(FeedbackRecord)
                 .filter_by(project=project, user_id=user_id, feedback_id=feedback_id)
                 .returning(FeedbackRecord.image_id)
             ).all()
-            expired = session.scalars(
+            if image_ids:
+                forget_answers(session, user, [feedback_id])
+            asked = select(QuestionRecord).filter_by(project=project, user_id=user_id)
+            over = session.scalars(
                 select(ImageRecord.image_id).where(
-                    ImageRecord.image_id.in_(image_ids), ImageRecord.expires <= self._clock()
+                    ImageRecord.image_id.in_(image_ids),
+                    (ImageRecord.expires <= self._clock())
+                    | (
+                        ImageRecord.generation_id.is_(None)
+                        & ~asked.where(_shows(ImageRecord.image_id)).exists()
+                    ),
                 )
             ).all()
-            discard_images(session, expired)
+            discard_images(session, over)
         self._drop_doomed_blobs()
         if image_ids:
             self._database.scrub()
+
+
+def _shows(image_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """Whether a question shows the picture."""
+    return or_(QuestionRecord.left_image_id == image_id, QuestionRecord.right_image_id == image_id)
 
 
 def _prompt(session: Session, project: str, user_id: str, image: ImageRecord) -> str:
@@ -79,12 +93,7 @@ def _prompt(session: Session, project: str, user_id: str, image: ImageRecord) ->
     asked = session.scalar(
         select(QuestionRecord.prompt)
         .filter_by(project=project, user_id=user_id)
-        .where(
-            or_(
-                QuestionRecord.left_image_id == image.image_id,
-                QuestionRecord.right_image_id == image.image_id,
-            )
-        )
+        .where(_shows(image.image_id))
         .limit(1)
     )
     if asked is not None:

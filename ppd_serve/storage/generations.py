@@ -11,12 +11,11 @@ from sqlalchemy.orm import Session
 from ppd_serve.errors import Interrupted, NotFound
 from ppd_serve.storage.base import StoreBase, new_id
 from ppd_serve.storage.database import batches
+from ppd_serve.storage.loop_records import GenerationCodeRecord, TasteCodeRecord
 from ppd_serve.storage.records import (
-    GenerationCodeRecord,
     GenerationRecord,
     GenerationUserRecord,
     ImageRecord,
-    TasteCodeRecord,
     UserRecord,
 )
 from ppd_serve.storage.users import unknown_user

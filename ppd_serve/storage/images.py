@@ -16,13 +16,8 @@ from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage.base import StoreBase, new_id
 from ppd_serve.storage.blobs import Blobs, digest_of
 from ppd_serve.storage.database import batches, insert, storage_errors
-from ppd_serve.storage.records import (
-    BlobRecord,
-    FeedbackRecord,
-    GenerationRecord,
-    ImageRecord,
-    PairRecord,
-)
+from ppd_serve.storage.loop_records import FeedbackRecord
+from ppd_serve.storage.records import BlobRecord, GenerationRecord, ImageRecord, PairRecord
 from ppd_serve.storage.values import UNFINISHED, Image, ImageKind, NewImage
 
 _DAY = 24 * 3600.0

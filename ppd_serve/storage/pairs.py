@@ -5,23 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import InvalidInput, NotFound
 from ppd_serve.preferences.pairs import Pair
-from ppd_serve.storage.answers import AnswerStore
+from ppd_serve.storage.answers import AnswerStore, answers_about, forget_answers
 from ppd_serve.storage.base import new_id
 from ppd_serve.storage.blobs import digest_of
 from ppd_serve.storage.database import batches, storage_errors
 from ppd_serve.storage.images import discard_images, in_use, insert_image
-from ppd_serve.storage.records import (
-    AnswerRecord,
-    AnswerUserRecord,
-    ImageRecord,
-    PairRecord,
-    UserRecord,
-)
+from ppd_serve.storage.loop_records import QuestionRecord
+from ppd_serve.storage.records import AnswerRecord, ImageRecord, PairRecord, UserRecord
 from ppd_serve.storage.users import (
     UserStore,
     created_user,
@@ -216,60 +211,60 @@ class PairStore(UserStore, AnswerStore):
     def delete_pair(self, project: str, user_id: str, pair_id: str) -> User | None:
         """Delete one pair, and with it what was read from it: every version of the taste since the
         pair came, in every space, the taste codes of these, and the stored answers that tell of
-        them. The question that it answered goes, too. The user with its new version, or ``None``
+        them. The question that it answered goes, too, with its pictures unless something else uses
+        them. The user with its new version, or ``None``
         if there was no such pair."""
+        deleted = None
         with self._database.write() as session:
             try:
                 user = locked_user(session, project, user_id)
             except NotFound:
-                user = None
-            gone = (
-                user
-                and session.execute(
-                    delete(PairRecord)
-                    .filter_by(project=project, user_id=user_id, pair_id=pair_id)
-                    .returning(
-                        PairRecord.version,
-                        PairRecord.preferred_image_id,
-                        PairRecord.rejected_image_id,
-                    )
-                ).one_or_none()
-            )
-            if user and gone:
-                since, *images = gone
-                user.version += 1
-                user.pairs_total -= 1
-                user.least_version = user.version
-                drop_versions(session, user, since, self._clock())
-                _forget_answers(session, user)
-                discard_images(
-                    session,
-                    session.scalars(
-                        select(ImageRecord.image_id).where(
-                            ImageRecord.image_id.in_(images), ImageRecord.expires <= self._clock()
-                        )
-                    ),
-                )
-            deleted = user_value(user) if user and gone else None
+                pass
+            else:
+                if self._delete_pair(session, user, pair_id):
+                    deleted = user_value(user)
         self._drop_doomed_blobs()
         if deleted:
             self._database.scrub()
         return deleted
 
+    def _delete_pair(self, session: Session, user: UserRecord, pair_id: str) -> bool:
+        this = {"project": user.project, "user_id": user.user_id, "pair_id": pair_id}
+        questions = session.scalars(select(QuestionRecord).filter_by(**this)).all()
+        gone = session.execute(
+            delete(PairRecord)
+            .filter_by(**this)
+            .returning(
+                PairRecord.version, PairRecord.preferred_image_id, PairRecord.rejected_image_id
+            )
+        ).one_or_none()
+        if gone is None:
+            return False
+        since, *image_ids = gone
+        user.version += 1
+        user.pairs_total -= 1
+        user.least_version = user.version
+        drop_versions(session, user, since, self._clock())
+        _forget_added(session, user)
+        forget_answers(session, user, [question.question_id for question in questions])
+        over = session.scalars(
+            select(ImageRecord.image_id).where(
+                ImageRecord.image_id.in_(image_ids), ImageRecord.expires <= self._clock()
+            )
+        ).all()
+        # With the question goes what says whose its pictures are: they have no time of their own.
+        shown = {side for q in questions for side in (q.left_image_id, q.right_image_id)}
+        discard_images(session, shown.union(over))
+        return True
 
-def _forget_answers(session: Session, user: UserRecord) -> None:
+
+def _forget_added(session: Session, user: UserRecord) -> None:
     """Answers to added pairs hold the profile that was read from them. That they were added stays
     known, so that a retry still adds nothing; it gets an answer made anew. One that is being made
     just now is not kept."""
-    keys = select(AnswerUserRecord.project, AnswerUserRecord.route, AnswerUserRecord.key).filter_by(
-        project=user.project, user_id=user.user_id
-    )
     session.execute(
         update(AnswerRecord)
-        .where(
-            tuple_(AnswerRecord.project, AnswerRecord.route, AnswerRecord.key).in_(keys),
-            AnswerRecord.added.is_not(None),
-        )
+        .where(answers_about(user), AnswerRecord.added.is_not(None))
         .values(answer=None, owner=None)
         .execution_options(synchronize_session=False)
     )

@@ -12,8 +12,9 @@ from ppd_serve.storage.base import new_id
 from ppd_serve.storage.blobs import digest_of
 from ppd_serve.storage.database import storage_errors
 from ppd_serve.storage.images import insert_image
+from ppd_serve.storage.loop_records import QuestionRecord
 from ppd_serve.storage.pairs import PairStore
-from ppd_serve.storage.records import QuestionRecord, UserRecord
+from ppd_serve.storage.records import UserRecord
 from ppd_serve.storage.users import locked_user, unknown_user
 from ppd_serve.storage.values import AddedPairs, Choice, NewImage, NewPair, Question
 
@@ -24,20 +25,25 @@ class QuestionStore(PairStore):
         project: str,
         user_id: str,
         incarnation: str,
+        version: int,
         prompt: str,
         left: NewImage,
         right: NewImage,
         bits: float,
     ) -> Question:
         """Keep both pictures and the question, or nothing. The pictures expire like drawn ones.
-        Raises ``NotFound`` when this incarnation of the user is gone."""
+        ``version``: of the pairs that it was made of. Raises ``NotFound`` when this incarnation of
+        the user is gone, ``Conflict`` when a pair was deleted since: ask again."""
         with storage_errors():
             for side in (left, right):
                 self._blobs.put(side.data)
         now = self._clock()
         with self._database.write() as session:
-            if locked_user(session, project, user_id).incarnation != incarnation:
+            user = locked_user(session, project, user_id)
+            if user.incarnation != incarnation:
                 raise unknown_user()
+            if version < user.least_version:
+                raise Conflict("A pair was deleted while this question was being made: ask again")
             # In digest order, as everywhere, so that two writers never wait in a ring.
             sides = sorted(
                 {"left": left, "right": right}.items(), key=lambda s: digest_of(s[1].data)

@@ -2,7 +2,7 @@
 
 Every table that holds what a client said has ``project``. Times are seconds since the epoch. Rows
 that belong to a user go with the user's row (``ON DELETE CASCADE``); pictures don't, because two
-users may use the same one.
+users may use the same one. The tables of the taste loop are in ``loop_records``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Record(DeclarativeBase):
     }
 
 
-def _of_user() -> ForeignKeyConstraint:
+def of_user() -> ForeignKeyConstraint:
+    """Goes with the user's row."""
     return ForeignKeyConstraint(
         ["project", "user_id"], ["users.project", "users.user_id"], ondelete="CASCADE"
     )
@@ -100,20 +101,6 @@ class GenerationUserRecord(Record):
     project: Mapped[str]
 
 
-class GenerationCodeRecord(Record):
-    """A taste code that an unfinished generation draws with. Once it has ended, nothing says whose
-    taste it was."""
-
-    __tablename__ = "generation_codes"
-
-    generation_id: Mapped[str] = mapped_column(
-        ForeignKey("generations.generation_id", ondelete="CASCADE"), primary_key=True
-    )
-    code: Mapped[str] = mapped_column(
-        ForeignKey("taste_codes.code", ondelete="CASCADE"), primary_key=True, index=True
-    )
-
-
 class ImageRecord(Record):
     """A picture under its random id; many may share one blob."""
 
@@ -139,7 +126,7 @@ class PairRecord(Record):
     """``version``: the user's first with this pair in it; 0 where that is not known."""
 
     __tablename__ = "pairs"
-    __table_args__ = (_of_user(), Index(None, "project", "user_id", "position", unique=True))
+    __table_args__ = (of_user(), Index(None, "project", "user_id", "position", unique=True))
 
     pair_id: Mapped[str] = mapped_column(primary_key=True)
     project: Mapped[str]
@@ -152,43 +139,7 @@ class PairRecord(Record):
     created: Mapped[float]
 
 
-class QuestionRecord(Record):
-    """Two pictures that a user was asked about. It goes with the pair that its answer made. Its
-    pictures are named but not held: an unanswered question outlives them."""
-
-    __tablename__ = "questions"
-    __table_args__ = (_of_user(), Index(None, "project", "user_id"))
-
-    question_id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    user_id: Mapped[str]
-    prompt: Mapped[str] = mapped_column(Text)
-    left_image_id: Mapped[str]
-    right_image_id: Mapped[str]
-    bits: Mapped[float]
-    choice: Mapped[str | None]
-    pair_id: Mapped[str | None] = mapped_column(
-        ForeignKey("pairs.pair_id", ondelete="CASCADE"), index=True
-    )
-    created: Mapped[float]
-
-
-class FeedbackRecord(Record):
-    """Whether a user likes a picture that was drawn here for ``prompt``."""
-
-    __tablename__ = "feedback"
-    __table_args__ = (_of_user(), Index(None, "project", "user_id", "image_id", unique=True))
-
-    feedback_id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    user_id: Mapped[str]
-    image_id: Mapped[str] = mapped_column(ForeignKey("images.image_id"), index=True)
-    prompt: Mapped[str] = mapped_column(Text)
-    liked: Mapped[bool]
-    created: Mapped[float]
-
-
-class _Reading:
+class Reading:
     """What was read of a user's pairs; ``data`` is little-endian float32, row by row. ``bits``:
     how many the answer to the next question is expected to tell."""
 
@@ -204,37 +155,14 @@ class _Reading:
     bits: Mapped[float | None]
 
 
-class EmbeddingRecord(_Reading, Record):
+class EmbeddingRecord(Reading, Record):
     """The newest embedding of a user in a space."""
 
     __tablename__ = "embeddings"
-    __table_args__ = (_of_user(), Index(None, "space", "sequence", unique=True))
+    __table_args__ = (of_user(), Index(None, "space", "sequence", unique=True))
 
     version: Mapped[int]
     sequence: Mapped[int]
-
-
-class PastEmbeddingRecord(_Reading, Record):
-    """One that a newer one has replaced."""
-
-    __tablename__ = "past_embeddings"
-    __table_args__ = (_of_user(),)
-
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-
-
-class TasteCodeRecord(Record):
-    """``code`` stands for one version of a user's taste. It is kept as it is: whoever reads this
-    table reads the embeddings in the next, and a code opens nothing else."""
-
-    __tablename__ = "taste_codes"
-    __table_args__ = (_of_user(), Index(None, "project", "user_id"))
-
-    code: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    user_id: Mapped[str]
-    version: Mapped[int]
-    created: Mapped[float]
 
 
 class RemovalRecord(Record):

@@ -164,5 +164,6 @@ class Store(
         if not dead:
             return 0
         with self._database.write() as session:
-            self._release_of(session, dead)
-            return self._interrupt_of(session, dead)
+            interrupted = self._interrupt_of(session, dead)
+            self._release_of(session, dead)  # after the generations, as everywhere
+            return interrupted

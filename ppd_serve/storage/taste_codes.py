@@ -9,15 +9,11 @@ from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage.base import new_id
-from ppd_serve.storage.records import (
-    EmbeddingRecord,
-    PastEmbeddingRecord,
-    TasteCodeRecord,
-    UserRecord,
-)
+from ppd_serve.storage.loop_records import PastEmbeddingRecord, TasteCodeRecord
+from ppd_serve.storage.records import EmbeddingRecord, UserRecord
 from ppd_serve.storage.users import UserStore, locked_user, unknown_user
 from ppd_serve.storage.values import TasteCode
-from ppd_serve.storage.versions import codes_of, drop_codes
+from ppd_serve.storage.versions import drop_codes
 
 MOST_CODES = 100  # of one user: a list that a person can look through
 
@@ -80,9 +76,7 @@ class TasteCodeStore(UserStore):
                 user = locked_user(session, project, user_id)
             except NotFound:
                 return
-            gone = drop_codes(
-                session, codes_of(user) & (TasteCodeRecord.code == code), self._clock()
-            )
+            gone = drop_codes(session, user, TasteCodeRecord.code == code, self._clock())
         if gone:
             self._database.scrub()
 

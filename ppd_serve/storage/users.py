@@ -5,26 +5,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from sqlalchemy import delete, or_, select, tuple_
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import NotFound
+from ppd_serve.storage.answers import answers_about
 from ppd_serve.storage.database import batches, insert
 from ppd_serve.storage.images import ImageStore, discard_images
+from ppd_serve.storage.loop_records import FeedbackRecord, QuestionRecord
 from ppd_serve.storage.records import (
     AnswerRecord,
-    AnswerUserRecord,
     EmbeddingRecord,
-    FeedbackRecord,
     GenerationRecord,
     GenerationUserRecord,
     ImageRecord,
     PairRecord,
-    QuestionRecord,
     UserRecord,
 )
 from ppd_serve.storage.values import DeletedUser, User, UserKey
-from ppd_serve.storage.versions import codes_of, drawn_with, drop_versions
+from ppd_serve.storage.versions import codes_of, drawn_with, drop_versions, lock_codes
 
 
 class UserStore(ImageStore):
@@ -71,6 +70,7 @@ class UserStore(ImageStore):
     def _delete(self, session: Session, user: UserRecord) -> DeletedUser:
         mine = {"project": user.project, "user_id": user.user_id}
         own = select(GenerationUserRecord.generation_id).filter_by(**mine)
+        lock_codes(session, codes_of(user))
         session.execute(
             # Locked, so that no picture is added to them from here on; in one order with those of
             # others that end here, so that two deletions never wait in a ring.
@@ -114,14 +114,7 @@ class UserStore(ImageStore):
                     )
                 )
             )
-        answers = select(
-            AnswerUserRecord.project, AnswerUserRecord.route, AnswerUserRecord.key
-        ).filter_by(**mine)
-        session.execute(
-            delete(AnswerRecord).where(
-                tuple_(AnswerRecord.project, AnswerRecord.route, AnswerRecord.key).in_(answers)
-            )
-        )
+        session.execute(delete(AnswerRecord).where(answers_about(user)))
         session.execute(delete(PairRecord).filter_by(**mine))
         drop_versions(session, user, 0, self._clock())
         session.delete(user)

@@ -36,3 +36,11 @@ def store(place: Place) -> Iterator[Store]:
     store = place.open()
     yield store
     store.close()
+
+
+@pytest.fixture
+def second(store: Store, place: Place) -> Iterator[Store]:
+    """Another process's store in the same place."""
+    second = place.open()
+    yield second
+    second.close()

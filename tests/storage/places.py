@@ -6,11 +6,18 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, text
 
 from ppd_serve.storage.store import NewImage, NewPair, Store
+
+PATIENCE = 60  # seconds, for what takes a moment
 
 
 class Clock:
@@ -80,6 +87,42 @@ class Postgres:
         subprocess.run(
             command, check=True, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
+
+
+class Halt:
+    """Holds the first statement of a store that begins like this, until it may go on."""
+
+    def __init__(self, store: Store, statement: str) -> None:
+        self._reached, self._goes_on = threading.Event(), threading.Event()
+
+        def hold(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+            if sql.startswith(statement) and not self._reached.is_set():
+                self._reached.set()
+                assert self._goes_on.wait(PATIENCE)
+
+        event.listen(store._database.engine, "before_cursor_execute", hold)
+
+    def reach(self) -> None:
+        assert self._reached.wait(PATIENCE)
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+
+
+def until_waiting(store: Store, *works: Future[Any]) -> None:
+    """Until each of them has ended, or waits for a lock. In SQLite a second writer waits from its
+    first statement on, so there is nothing to see."""
+    engine = store._database.engine
+    if engine.dialect.name == "sqlite":
+        return
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + PATIENCE
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while len(wait(works, timeout=0.01).not_done) > (connection.scalar(waiting) or 0):
+            assert time.monotonic() < deadline
 
 
 def postgres_binaries() -> Path | None:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from ppd_serve.errors import Conflict, InvalidInput, NotFound
 from ppd_serve.storage.store import Idempotency, NewPair, Store
-from tests.storage.places import Place, pair
+from tests.storage.places import Place, pair, picture
 
 P = "default"
 KEY = Idempotency("POST /generate", "key", "hash")
@@ -47,6 +48,43 @@ def test_an_answer_about_a_deleted_user_is_neither_kept_nor_stored(store: Store)
     store.delete_user(P, "ann")
     assert store.finish_idempotent(P, KEY, {"late": True}) is False
     assert store.begin_idempotent(P, KEY) is None
+
+
+@pytest.mark.parametrize("what", ["taste code", "question", "feedback"])
+def test_an_answer_goes_with_what_it_names(store: Store, what: str) -> None:
+    added = store.add_pairs(P, "ann", [pair()])
+    (pair_id,) = added.pair_ids
+    if what == "taste code":
+        numbers = np.ones((1, 2), np.float32)
+        store.put_embedding(P, "ann", added.incarnation, 1, "s", numbers, 1, None)
+        name = store.add_taste_code(P, "ann", added.incarnation, 1).code
+    elif what == "question":
+        sides = picture("left"), picture("right")
+        question = store.add_question(P, "ann", added.incarnation, 1, "p", *sides, 0.5)
+        name = question.question_id
+        (pair_id,) = store.answer_question(P, "ann", name, "left").pair_ids
+    else:
+        generation = store.create_generation(P, {"prompt": "p"})
+        image = store.add_image(P, picture("x"), "generated", generation.generation_id)
+        name = store.put_feedback(P, "ann", image.image_id, liked=True).feedback_id
+    told, other = (Idempotency("POST /users/ann/things", k, "hash") for k in "ab")
+    bobs = Idempotency("POST /users/bob/things", "a", "hash")
+    for key, user_id, answer in [
+        (told, "ann", {"name": name}),
+        (other, "ann", {"name": "another"}),
+        (bobs, "bob", {"name": name}),
+    ]:
+        store.begin_idempotent(P, key, [user_id])
+        store.finish_idempotent(P, key, answer)
+    if what == "taste code":
+        store.delete_taste_code(P, "ann", name)
+    elif what == "question":
+        store.delete_pair(P, "ann", pair_id)
+    else:
+        store.delete_feedback(P, "ann", name)
+    assert store.begin_idempotent(P, told, ["ann"]) is None
+    assert store.begin_idempotent(P, other, ["ann"]) == {"name": "another"}
+    assert store.begin_idempotent(P, bobs, ["bob"]) == {"name": name}
 
 
 def test_pairs_with_a_key_are_added_once_with_one_answer(store: Store, place: Place) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ppd_serve.errors import Conflict, InvalidInput, NotFound
 from ppd_serve.storage.store import Image, NewPair, Store
-from tests.storage.places import Place, picture
+from tests.storage.places import PATIENCE, Halt, Place, picture, until_waiting
 
 P = "default"
 
@@ -45,6 +47,27 @@ def test_a_picture_stays_while_somebody_has_judged_it(store: Store, place: Place
     assert place.blobs() == set()
 
 
+def test_a_mind_can_change_while_it_is_taken_back(store: Store, second: Store) -> None:
+    image = drawn(store, "ann").image_id
+    first = store.put_feedback(P, "ann", image, liked=True).feedback_id
+    halt = Halt(store, "UPDATE feedback")
+    with ThreadPoolExecutor(2) as pool:
+        changing = pool.submit(store.put_feedback, P, "ann", image, liked=False)
+        halt.reach()
+        taking_back = pool.submit(second.delete_feedback, P, "ann", first)
+        until_waiting(store, taking_back)
+        halt.go_on()
+        assert changing.result(PATIENCE).feedback_id == first
+        taking_back.result(PATIENCE)
+    assert store.put_feedback(P, "ann", image, liked=True).feedback_id != first
+
+
+def test_nobody_has_nothing_to_take_back(store: Store) -> None:
+    store.delete_feedback(P, "nobody", "feedback_0")
+    with pytest.raises(NotFound):
+        store.get_user(P, "nobody")
+
+
 def test_taking_it_back_leaves_a_fresh_picture_its_time(store: Store) -> None:
     image = drawn(store, "ann").image_id
     store.delete_feedback(P, "ann", store.put_feedback(P, "ann", image, True).feedback_id)
@@ -73,7 +96,7 @@ def test_only_what_was_drawn_for_the_user_is_judged(store: Store, place: Place) 
 def test_both_pictures_of_a_question_can_be_judged(store: Store) -> None:
     user, _ = store.put_user(P, "ann")
     sides = picture("left"), picture("right")
-    question = store.add_question(P, "ann", user.incarnation, "a fish", *sides, 0.5)
+    question = store.add_question(P, "ann", user.incarnation, 0, "a fish", *sides, 0.5)
     for image_id in (question.left_image_id, question.right_image_id):
         store.put_feedback(P, "ann", image_id, liked=False)
         with pytest.raises(InvalidInput):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ppd_serve.errors import Conflict, Gone, NotFound
-from ppd_serve.storage.store import Choice, Question, Store
+from ppd_serve.storage.store import Choice, NewPair, Question, Store
 from tests.storage.places import Place, pair, picture
 
 P = "default"
@@ -12,7 +12,9 @@ P = "default"
 def ask(store: Store, user_id: str = "ann", name: str = "q") -> Question:
     user, _ = store.put_user(P, user_id)
     sides = picture(f"{name} left"), picture(f"{name} right")
-    return store.add_question(P, user_id, user.incarnation, f"prompt {name}", *sides, 0.25)
+    return store.add_question(
+        P, user_id, user.incarnation, user.version, f"prompt {name}", *sides, 0.25
+    )
 
 
 @pytest.mark.parametrize("choice", ["left", "right"])
@@ -86,7 +88,7 @@ def test_expired_pictures_cannot_be_chosen(store: Store, place: Place, swept: bo
 def test_two_equal_pictures_are_two(store: Store) -> None:
     user, _ = store.put_user(P, "ann")
     same = picture("same")
-    question = store.add_question(P, "ann", user.incarnation, "p", same, same, 0.0)
+    question = store.add_question(P, "ann", user.incarnation, 0, "p", same, same, 0.0)
     assert question.left_image_id != question.right_image_id
 
 
@@ -98,6 +100,42 @@ def test_a_question_goes_with_its_pair(store: Store) -> None:
     with pytest.raises(NotFound):
         store.get_question(P, "ann", question)
     assert store.questions_total(P, "ann") == 0
+
+
+def test_the_pictures_of_a_question_go_with_its_pair(store: Store, place: Place) -> None:
+    question = ask(store)
+    (pair_id,) = store.answer_question(P, "ann", question.question_id, "left").pair_ids
+    store.delete_pair(P, "ann", pair_id)  # nothing says any more whose they were
+    for image_id in (question.left_image_id, question.right_image_id):
+        with pytest.raises(NotFound):
+            store.get_image(P, image_id)
+    assert place.blobs() == set()
+
+
+def test_the_pictures_of_a_question_stay_for_what_else_uses_them(
+    store: Store, place: Place
+) -> None:
+    question = ask(store)
+    left, right = question.left_image_id, question.right_image_id
+    (pair_id,) = store.answer_question(P, "ann", question.question_id, "left").pair_ids
+    liked = store.put_feedback(P, "ann", left, liked=True)
+    store.add_pairs(P, "bob", [NewPair("p", right, picture("x"))])
+    store.delete_pair(P, "ann", pair_id)
+    assert store.get_image(P, left) and store.get_image(P, right)
+    store.delete_feedback(P, "ann", liked.feedback_id)
+    with pytest.raises(NotFound):
+        store.get_image(P, left)
+    store.delete_user(P, "ann")
+    assert store.get_image(P, right)
+    store.delete_user(P, "bob")
+    assert place.blobs() == set()
+
+
+def test_a_pair_of_some_uploads_leaves_them_their_time(store: Store) -> None:
+    ids = [store.add_image(P, picture(name)).image_id for name in "ab"]
+    (pair_id,) = store.add_pairs(P, "ann", [NewPair("p", *ids)]).pair_ids
+    store.delete_pair(P, "ann", pair_id)
+    assert [store.get_image(P, image_id).image_id for image_id in ids] == ids
 
 
 def test_questions_go_with_their_user(store: Store, place: Place) -> None:
@@ -120,5 +158,20 @@ def test_a_question_that_was_late_is_nobodys(store: Store) -> None:
     sides = picture("left"), picture("right")
     for _ in range(2):
         with pytest.raises(NotFound):
-            store.add_question(P, "ann", user.incarnation, "p", *sides, 0.5)
+            store.add_question(P, "ann", user.incarnation, 0, "p", *sides, 0.5)
         store.put_user(P, "ann")  # somebody else took the name
+
+
+def test_a_question_made_of_a_pair_that_was_deleted_meanwhile_is_not_kept(store: Store) -> None:
+    pair_ids = store.add_pairs(P, "ann", [pair("a"), pair("b")]).pair_ids
+    loaded = store.load_pairs(P, "ann")
+    store.delete_pair(P, "ann", pair_ids[0])
+    sides = picture("left"), picture("right")
+    made = (P, "ann", loaded.incarnation)
+    with pytest.raises(Conflict):
+        store.add_question(*made, loaded.version, "p", *sides, 0.5)
+    assert store.questions_total(P, "ann") == 0
+    now = store.load_pairs(P, "ann").version
+    store.add_pairs(P, "ann", [pair("c")])  # which takes nothing away
+    assert store.add_question(*made, now, "p", *sides, 0.5)
+    assert store.questions_total(P, "ann") == 1

@@ -8,9 +8,9 @@ from sqlalchemy import select
 
 from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.storage import taste_codes
-from ppd_serve.storage.records import GenerationCodeRecord
+from ppd_serve.storage.loop_records import GenerationCodeRecord
 from ppd_serve.storage.store import Generation, Store, TasteCode
-from tests.storage.places import pair, picture
+from tests.storage.places import PATIENCE, Halt, pair, picture, until_waiting
 
 P = "default"
 
@@ -103,6 +103,60 @@ def test_who_draws_with_each_others_codes_can_be_deleted_at_once(store: Store) -
         with ThreadPoolExecutor(2) as pool:
             for gone in pool.map(lambda name: store.delete_user(P, name), codes):
                 assert gone is not None and len(gone.generation_ids) == 4
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "user deleted", "pair deleted"])
+def test_what_another_process_just_begins_to_draw_with_a_code_ends_too(
+    store: Store, second: Store, how: str
+) -> None:
+    code = share(store)
+    (page,) = store.list_pairs(P, "ann").pairs
+    withdrawals = {
+        "withdrawn": lambda: second.delete_taste_code(P, "ann", code.code),
+        "user deleted": lambda: second.delete_user(P, "ann"),
+        "pair deleted": lambda: second.delete_pair(P, "ann", page.pair_id),
+    }
+    halt = Halt(store, "INSERT INTO generation_codes")  # by then the code has been seen alive
+    with ThreadPoolExecutor(2) as pool:
+        drawing = pool.submit(draw, store, code)
+        halt.reach()
+        withdrawing = pool.submit(withdrawals[how])
+        until_waiting(store, withdrawing)
+        halt.go_on()
+        begun = drawing.result(PATIENCE)
+        withdrawing.result(PATIENCE)
+    assert store.get_generation(P, begun.generation_id).state == "cancelled"
+
+
+def test_a_pair_and_another_user_can_be_deleted_at_once(store: Store, second: Store) -> None:
+    ann, bob = share(store, "ann"), share(store, "bob")
+    store.create_generation(P, {}, {"ann": ann.incarnation}, codes=[bob.code])
+    (page,) = store.list_pairs(P, "bob").pairs
+    halt = Halt(store, "UPDATE change_sequence")  # by then the generation is locked
+    with ThreadPoolExecutor(2) as pool:
+        user = pool.submit(store.delete_user, P, "ann")
+        halt.reach()
+        deleted = pool.submit(second.delete_pair, P, "bob", page.pair_id)
+        until_waiting(store, deleted)
+        halt.go_on()
+        assert user.result(PATIENCE) and deleted.result(PATIENCE)
+
+
+def test_who_begins_to_draw_waits_in_no_ring(store: Store, second: Store) -> None:
+    ann, bob = sorted((share(store, name) for name in ("ann", "bob")), key=lambda c: c.code)
+    store.create_generation(P, {}, {ann.user_id: ann.incarnation}, codes=[bob.code])
+    halt = Halt(store, "SELECT taste_codes.code")
+    with ThreadPoolExecutor(3) as pool:
+        user = pool.submit(store.delete_user, P, ann.user_id)
+        halt.reach()
+        withdrawn = pool.submit(second.delete_taste_code, P, bob.user_id, bob.code)
+        until_waiting(store, withdrawn)
+        drawing = pool.submit(draw, second, ann, bob)  # ann's code is the first that it locks
+        until_waiting(store, withdrawn, drawing)
+        halt.go_on()
+        assert user.result(PATIENCE)
+        withdrawn.result(PATIENCE)
+        assert isinstance(drawing.exception(PATIENCE), NotFound)
 
 
 def test_nothing_says_whose_taste_it_was_once_it_has_ended(store: Store) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from ppd_serve.storage.blobs import Blobs, digest_of
 from ppd_serve.storage.database import Database, storage_errors
-from ppd_serve.storage.records import FeedbackRecord, ImageRecord
+from ppd_serve.storage.loop_records import FeedbackRecord
+from ppd_serve.storage.records import ImageRecord
 from ppd_serve.storage.values import DEFAULT_PROJECT
 from training.data.choices import Skipped
 from training.data.live import open_live, people, picture_bytes

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from ppd_serve.storage import loop_records  # noqa: F401 (its tables belong to the metadata)
 from ppd_serve.storage.records import Record
 
 context.configure(
