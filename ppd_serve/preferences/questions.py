@@ -87,8 +87,8 @@ def _best(directions: Array, bits: Array, skip: int) -> int:
     while len(left) and len(found) <= skip:
         best, left = left[0], left[1:]
         found.append(int(best))
-        cosines = directions[left] @ directions[best] / directions.shape[1]
-        left = left[np.abs(cosines) <= _SAME_COSINE]
+        cosines = directions @ directions[best] / directions.shape[1]
+        left = left[np.abs(cosines[left]) <= _SAME_COSINE]
     return found[skip % len(found)]
 
 
