@@ -14,8 +14,8 @@ _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 class Scope(StrEnum):
     """``read``: every GET. ``write``: everything that changes users, choices and pictures.
-    ``generate``: drawing, and following and stopping what is drawn. ``metrics``: the server's own
-    figures, which are of all projects together."""
+    ``generate``: drawing, a question's pictures too, and following and stopping what is drawn.
+    ``metrics``: the server's own figures, which are of all projects together."""
 
     READ = "read"
     WRITE = "write"

@@ -217,8 +217,8 @@ class Remote:
         result: Reading = await self._call("embed", list(pairs), request_id.get())
         return result
 
-    async def ask(self, pairs: Sequence[Pair]) -> Question:
-        result: Question = await self._call("ask", list(pairs), request_id.get())
+    async def ask(self, pairs: Sequence[Pair], asked: int) -> Question:
+        result: Question = await self._call("ask", list(pairs), asked, request_id.get())
         return result
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:

@@ -21,11 +21,12 @@ from ppd_serve.gateway.ports import IndexRow
 from ppd_serve.gateway.running import Threads
 from ppd_serve.preferences.index import UserIndex as Index
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.preferences.questions import Questioner
 from ppd_serve.settings import EncoderPart
 from ppd_serve.storage.store import NewImage, NewPair, Store
 from ppd_serve.storage.values import index_id
 from tests.api.doubles import png
-from tests.tiny_release import make_tiny_release
+from tests.tiny_release import make_tiny_release, tiny_questioner
 
 SPACE, SHAPE, P = "space", (1, 4), "default"
 PAIR = NewPair("a", NewImage(png(), "image/png", 8, 8), NewImage(png(), "image/png", 8, 8))
@@ -180,13 +181,18 @@ class Reader:
         return SimpleNamespace(embedding=np.full(SHAPE, len(pairs), np.float32), profile="warm")
 
 
-def encoder(monkeypatch: pytest.MonkeyPatch, reader: Reader, shape: tuple[int, int]) -> Encoder:
+def encoder(
+    monkeypatch: pytest.MonkeyPatch,
+    reader: Reader,
+    shape: tuple[int, int],
+    questioner: Questioner | None = None,
+) -> Encoder:
     release = SimpleNamespace(
         load_encoder=lambda **how: reader,
         embedding_space=SPACE,
         manifest=SimpleNamespace(embedding_shape=shape),
         defaults=SimpleNamespace(sizes=[(8, 8)]),
-        load_questioner=lambda: None,
+        load_questioner=lambda: questioner,
     )
     monkeypatch.setattr("ppd_serve.release.load_release", lambda path: release)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
@@ -230,6 +236,19 @@ async def test_a_reading_that_fails_says_for_whom(
     await part.beat()  # it does not hang
 
 
+async def test_a_reading_is_good_without_what_a_question_would_tell(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Reader()  # which can't look at pictures
+    part = encoder(monkeypatch, reader, SHAPE, tiny_questioner())
+    read = await part.embed([Pair("a", b"", b"")])
+    assert (read.values[0, 0], read.profile, read.bits) == (1, "warm", None)
+    assert [line.levelname for line in caplog.records] == ["ERROR"]
+    with pytest.raises(AttributeError):
+        await part.ask([Pair("a", b"", b"")], 0)
+    assert (await part.ask([], 0)).bits > 0
+
+
 async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ReleaseError, match="embeddings"):
         encoder(monkeypatch, Reader(), (2, 4))
@@ -238,19 +257,21 @@ async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.Mo
 async def test_the_encoder_asks_what_it_knows_least(tmp_path: Path) -> None:
     release = make_tiny_release(tmp_path)
     part = Encoder(str(release.path), EncoderPart(threads=1))
-    first = await part.ask([])
+    first = await part.ask([], 0)
     assert first.left.shape == first.right.shape == release.manifest.embedding_shape
     pairs = [
         Pair("a house", png(colour=c), png(colour=d)) for c, d in (("red", "blue"), ("tan", "navy"))
     ]
-    second = await part.ask(pairs)
+    second = await part.ask(pairs, 0)
     assert not np.allclose(first.left, second.left)
     assert second.bits < first.bits
     assert (await part.embed(pairs)).bits == second.bits  # what `ask_more` goes by
-    again = await part.ask(pairs)
+    again = await part.ask(pairs, 0)
     np.testing.assert_array_equal(again.left, second.left)
+    third = await part.ask(pairs, 1)  # the second taught nothing
+    assert not np.allclose(third.left, second.left) and third.bits <= second.bits
 
 
 async def test_an_encoder_without_questions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported, match="asks no questions"):
-        await encoder(monkeypatch, Reader(), SHAPE).ask([])
+        await encoder(monkeypatch, Reader(), SHAPE).ask([], 0)

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -70,10 +70,10 @@ class Encoder:
         """``request_id``: for its log lines."""
         return await self._run(request_id, self._read, pairs)
 
-    async def ask(self, pairs: list[Pair], request_id: str = "") -> Question:
+    async def ask(self, pairs: list[Pair], asked: int, request_id: str = "") -> Question:
         if self._questioner is None:
             raise Unsupported("This release asks no questions")
-        return await self._run(request_id, self._question, self._questioner, pairs)
+        return await self._run(request_id, self._question, self._questioner, pairs, asked)
 
     async def _run(self, request_id: str, work: Callable[..., T], *args: Any) -> T:
         """In the reader's thread."""
@@ -92,20 +92,23 @@ class Encoder:
                 self._reader.embed(pairs[start : start + CHUNK])
                 self._chunks += 1
             read = self._reader.embed(pairs)
-        bits = self._question(self._questioner, pairs).bits if self._questioner else None
-        return Reading(read.embedding, read.profile, bits)
+        return Reading(read.embedding, read.profile, self._bits(pairs))
 
-    def _question(self, questioner: Questioner, pairs: list[Pair]) -> Question:
+    def _bits(self, pairs: list[Pair]) -> float | None:
+        """What the next answer would tell. A reading is good without it."""
+        if self._questioner is not None:
+            with suppress(Exception):  # it is in the log
+                return self._question(self._questioner, pairs, 0).bits
+        return None
+
+    def _question(self, questioner: Questioner, pairs: list[Pair], asked: int) -> Question:
         with self._moving(pairs):
-            found = questioner.next([self._difference(questioner, pair) for pair in pairs])
-        return Question(found.left, found.right, found.bits)
+            return questioner.next([self._difference(questioner, pair) for pair in pairs], asked)
 
     def _difference(self, questioner: Questioner, pair: Pair) -> np.ndarray:
-        """What sets the pictures of a pair apart, in the choice model's features."""
         self._moved = time.monotonic()
-        states = [self._reader.look(picture) for picture in (pair.preferred, pair.rejected)]
-        preferred, rejected = questioner.choices.features(np.stack(states))
-        return np.asarray(preferred - rejected)
+        look = self._reader.look
+        return questioner.difference(look(pair.preferred), look(pair.rejected))
 
     @contextmanager
     def _moving(self, pairs: list[Pair]) -> Iterator[None]:

@@ -83,9 +83,15 @@ class Asked:
 
 class Questions(Protocol):
     async def ask(
-        self, project: str, user_id: str, body: QuestionIn, idempotency: Idempotency | None
+        self,
+        project: str,
+        user_id: str,
+        body: QuestionIn,
+        idempotency: Idempotency | None,
+        slot: Slot | None = None,
     ) -> Asked:
-        """Draw what would tell most. Being cancelled stops it, unless a key was given."""
+        """Draw what would tell most. Being cancelled stops it, unless a key was given; it holds the
+        ``slot`` until it ends."""
 
     async def answer(
         self, project: str, user_id: str, question_id: str, choice: Choice

@@ -75,11 +75,11 @@ class Blends:
             owner, incarnation = user.user_id, key.incarnation
             version = key.version if user.version is None else user.version
             if version == key.version:
-                return version, (
-                    await self._tastes.current(project, owner, key)
-                    if has_a_say
-                    else Taste(version, None, 0)
-                )
+                if not has_a_say:
+                    return version, Taste(version, None, 0)
+                newest = await self._tastes.current(project, owner, key)
+                if user.version is None or newest.version == version:
+                    return version, newest
         found = await self._tastes.at(project, owner, incarnation, version)
         return version, found if has_a_say or found is None else Taste(version, None, 0)
 

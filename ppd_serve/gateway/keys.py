@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-from ppd_serve.gateway.running import Threads
+from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.keys import ApiKey
 from ppd_serve.storage.store import Store
 
@@ -19,16 +19,25 @@ class KnownKeys:
     let in on what was true earlier."""
 
     def __init__(
-        self, store: Store, db: Threads, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        db: Threads,
+        tasks: Tasks,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._db, self._clock = store, db, clock
+        self._store, self._db, self._tasks, self._clock = store, db, tasks, clock
         self._known: Mapping[str, ApiKey] = {}
         self._fresh_until = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def known(self) -> Mapping[str, ApiKey]:
-        async with self._reading:  # many wait for one
-            if (now := self._clock()) >= self._fresh_until:
-                self._known = await self._db(self._store.keys)
-                self._fresh_until = now + FRESH_SECONDS
+        if self._clock() >= self._fresh_until:
+            if self._reading is None or self._reading.done():
+                self._reading = self._tasks.start(self._read())
+            await asyncio.shield(self._reading)  # many wait for one, and share its failure
         return self._known
+
+    async def _read(self) -> None:
+        now = self._clock()
+        self._known = await self._db(self._store.keys)
+        self._fresh_until = now + FRESH_SECONDS

@@ -14,6 +14,7 @@ import numpy as np
 from ppd_serve.api.events import Format, Preview, Queued, Step
 from ppd_serve.meters import Beat
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.preferences.questions import Question as Question
 
 Users = Sequence[tuple[np.ndarray, float]]  # (embedding float32 [rows, dim], weight) of each
 
@@ -78,23 +79,13 @@ class Reading:
     bits: float | None
 
 
-@dataclass(frozen=True)
-class Question:
-    """Draw one picture with each of these embeddings, float32 ``[rows, dim]``, and ask which is
-    preferred; the answer is expected to tell so many bits of the taste."""
-
-    left: np.ndarray
-    right: np.ndarray
-    bits: float
-
-
 class EncoderPort(Protocol):
     async def embed(self, pairs: Sequence[Pair]) -> Reading:
         """Of at least one pair."""
 
-    async def ask(self, pairs: Sequence[Pair]) -> Question:
-        """What to ask somebody who has made these choices, or none yet. Raises ``Unsupported`` when
-        the release asks no questions."""
+    async def ask(self, pairs: Sequence[Pair], asked: int) -> Question:
+        """What to ask somebody who has made these choices, or none yet, and was asked so many
+        questions since, which taught nothing. Raises ``Unsupported`` when the release asks none."""
 
     async def beat(self) -> Beat:
         """Returns when the encoder is there and warm."""

@@ -123,11 +123,11 @@ class PreferenceService:
     async def _delete(self, project: str, user_id: str, pair_id: str) -> None:
         try:
             user = await self._db(self._store.delete_pair, project, user_id, pair_id)
+            if user is not None and user.pairs_total:
+                # Pictures wait for a new reading from now on: begin it.
+                self._unread.later(project, user_id, user.incarnation, user.version)
         finally:  # it may also fail after its commit, while it cleans up
             await stop_withdrawn(self._store, self._db, self._jobs, project)
-        if user is not None and user.pairs_total:
-            # Pictures wait for a new reading from now on: begin it.
-            self._unread.later(project, user_id, user.incarnation, user.version)
         await self._feed.must_sync()  # the embedding went, too, now or in an earlier call
 
 

@@ -123,11 +123,12 @@ class Tastes:
         self._meters.encodes.observe(time.monotonic() - began)
         return reading
 
-    async def ask(self, pairs: Sequence[Pair]) -> Question:
-        """What to ask next. Raises ``EncoderUnavailable``, ``Unsupported``."""
+    async def ask(self, pairs: Sequence[Pair], asked: int) -> Question:
+        """What to ask next, ``asked`` questions after the last pair. Raises
+        ``EncoderUnavailable``, ``Unsupported``."""
         try:
             async with asyncio.timeout(self._wait):
-                return await self._encoder.ask(pairs)
+                return await self._encoder.ask(pairs, asked)
         except Unsupported:
             raise
         except Exception as error:

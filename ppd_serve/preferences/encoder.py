@@ -44,6 +44,7 @@ Array = NDArray[np.float32]
 Quantisation = Literal["4bit"]
 
 CHUNK = 4
+SEEN_BYTES = 64 * 2**20  # of pictures' states that are remembered
 # About what a backbone's text encoder reads of a prompt (77 tokens); the pictures matter more.
 MAX_CAPTION = 300
 
@@ -145,11 +146,13 @@ class Encoder:
         """The image tower's states of an encoded picture, ``[PARTS · width]``."""
         key = hashlib.sha256(picture).digest()
         with self._lock:
-            if key not in self._seen:
-                self._seen[key] = picture_states(self.model, self.processor, _open(picture))
-                while len(self._seen) > self._cache_chunks * 2 * CHUNK:
-                    self._seen.popitem(last=False)
-            return self._seen[key]
+            states = self._seen.pop(key, None)
+            if states is None:
+                states = picture_states(self.model, self.processor, _open(picture))
+            self._seen[key] = states  # the newest
+            while len(self._seen) * states.nbytes > SEEN_BYTES:  # of one model all are equally long
+                self._seen.popitem(last=False)
+            return states
 
     def _read_cached(self, chunk: Sequence[Pair]) -> tuple[Array, str | None]:
         key = _content_key(chunk)

@@ -21,6 +21,7 @@ from ppd_serve.errors import ReleaseError
 from ppd_serve.preferences.choice_model import Array, ChoiceModel, Taste
 
 _DRAWN_DIRECTIONS = 2048
+_SAME_COSINE = 0.5  # directions nearer to each other ask much the same
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class Questioner:
     choices: ChoiceModel
     response: Array
 
-    def next(self, differences: Array | list[Array]) -> Question:
+    def difference(self, preferred: Array, rejected: Array) -> Array:
+        """φ(preferred) − φ(rejected) of pictures' states, ``[..., hidden]`` -> ``[..., d]``."""
+        return self.choices.features(preferred) - self.choices.features(rejected)
+
+    def next(self, differences: Array | list[Array], skip: int = 0) -> Question:
         """The question for somebody who has made choices, φ(preferred) − φ(rejected): ``[n, d]``.
+        The best ``skip`` questions, each clearly another one, have taught nothing: the next best.
 
         Directions are looked for where the belief, seen through the response, is wide: its main
         axes, and differences of tastes drawn from it. The same choices make the same question.
@@ -52,7 +58,7 @@ class Questioner:
         response = self.response.reshape(-1, self.response.shape[-1])  # [rows·dim, d]
         directions = _directions(taste, response)
         bits = taste.information(2 * directions @ response)
-        best = int(bits.argmax())
+        best = _best(directions, bits, skip)
         left = directions[best].reshape(self.response.shape[:2]).astype(np.float32)
         return Question(left, -left, float(bits[best]))
 
@@ -71,6 +77,19 @@ class Questioner:
         except (OSError, SafetensorError, KeyError) as error:
             raise ReleaseError(f"questions: {error!r}") from error
         return cls(ChoiceModel.load(path), response)
+
+
+def _best(directions: Array, bits: Array, skip: int) -> int:
+    """Which of ``directions`` ``[k, rows·dim]`` tells most and is like none of the ``skip`` found
+    in the same way before it; when there is no other, those take turns."""
+    found: list[int] = []
+    left = np.argsort(-bits, kind="stable")
+    while len(left) and len(found) <= skip:
+        best, left = left[0], left[1:]
+        found.append(int(best))
+        cosines = directions @ directions[best] / directions.shape[1]
+        left = left[np.abs(cosines[left]) <= _SAME_COSINE]
+    return found[skip % len(found)]
 
 
 def _directions(taste: Taste, response: Array) -> Array:

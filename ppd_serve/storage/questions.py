@@ -14,7 +14,7 @@ from ppd_serve.storage.database import storage_errors
 from ppd_serve.storage.images import insert_image
 from ppd_serve.storage.loop_records import QuestionRecord
 from ppd_serve.storage.pairs import PairStore
-from ppd_serve.storage.records import UserRecord
+from ppd_serve.storage.records import PairRecord, UserRecord
 from ppd_serve.storage.users import locked_user, unknown_user
 from ppd_serve.storage.values import AddedPairs, Choice, NewImage, NewPair, Question
 
@@ -79,6 +79,21 @@ class QuestionStore(PairStore):
                 select(func.count())
                 .select_from(QuestionRecord)
                 .filter_by(project=project, user_id=user_id)
+            ).one()
+
+    def questions_since_pair(self, project: str, user_id: str) -> int:
+        """How many this user has been asked since the newest pair came."""
+        with self._database.read() as session:
+            newest = (
+                select(func.coalesce(func.max(PairRecord.created), 0.0))
+                .filter_by(project=project, user_id=user_id)
+                .scalar_subquery()
+            )
+            return session.scalars(
+                select(func.count())
+                .select_from(QuestionRecord)
+                .filter_by(project=project, user_id=user_id)
+                .where(QuestionRecord.created > newest)
             ).one()
 
     def answer_question(

@@ -129,6 +129,7 @@ class MemoryQuestions(Memory):
         user_id: str,
         body: loop_schemas.QuestionIn,
         idempotency: Idempotency | None,
+        slot: Slot | None = None,
     ) -> Asked:
         self._check("ask", body.prompt, idempotency)
         return Asked("q0", body.prompt or "a fish", "i0", "i1")

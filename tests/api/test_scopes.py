@@ -17,7 +17,7 @@ from tests.api.walk import COMMON, OPEN, routes
 ROUTES = routes(create_app(memory()))
 DRAWING = {
     "/generate", "/v1/images/generations", "/generations/{generation_id}",
-    "/generations/{generation_id}/events",
+    "/generations/{generation_id}/events", "/users/{user_id}/questions",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class FakeEncoder:
         self.values: np.ndarray | None = None
         self.bits: float | None = None
         self.read: list[int] = []
-        self.asked: list[int] = []
+        self.asked: list[tuple[int, int]] = []  # pairs, questions since
         self.cancelled = 0
 
     async def embed(self, pairs: Sequence[Pair]) -> Reading:
@@ -55,8 +55,8 @@ class FakeEncoder:
         values = embedding(pairs) if self.values is None else self.values
         return Reading(values, f"likes {len(pairs)}", self.bits)
 
-    async def ask(self, pairs: Sequence[Pair]) -> Question:
-        self.asked.append(len(pairs))
+    async def ask(self, pairs: Sequence[Pair], asked: int) -> Question:
+        self.asked.append((len(pairs), asked))
         if self.error is not None:
             raise self.error
         return Question(left=LEFT, right=RIGHT, bits=0.25)

@@ -9,6 +9,7 @@ import pytest
 
 from ppd_serve.api.app import create_app
 from ppd_serve.api.events import Done
+from ppd_serve.api.loop_schemas import QuestionIn
 from ppd_serve.api.schemas import GenerateIn
 from ppd_serve.errors import Interrupted, Unavailable
 from ppd_serve.storage.values import Idempotency
@@ -17,6 +18,7 @@ from tests.gateway.test_streams import KEY, TWO, P, all_of, stream
 
 LONG = 600.0
 ONE = GenerateIn(prompt="a boat")
+QUESTION = QuestionIn(prompt="a boat")
 
 
 async def test_what_is_drawn_is_finished_and_nothing_is_begun(house: House) -> None:
@@ -67,6 +69,54 @@ async def test_what_takes_longer_is_interrupted(house: House) -> None:
         told = await server.generations.get(P, later.id)
         assert told.state == "failed" and isinstance(told.error, Interrupted)
         assert house.diffuser.cancelled == 1
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+async def test_a_question_under_way_is_asked(house: House, key: Idempotency | None) -> None:
+    house.drain_s = LONG
+    house.diffuser.gate.clear()
+    server = house.open()
+    async with server.running:
+        call = asyncio.create_task(server.questions.ask(P, "ann", QUESTION, key))
+        await house.diffuser.began.wait()
+        asyncio.get_running_loop().call_soon(house.diffuser.gate.set)
+        await server.drain()
+        if key is not None:  # whose answer is kept by now
+            again = await server.questions.ask(P, "ann", QUESTION, key)
+            assert again == await call
+    assert (await call).question_id
+    assert len(house.diffuser.asked) == 1
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+async def test_leaving_waits_for_a_question(house: House, key: Idempotency | None) -> None:
+    house.drain_s = LONG
+    house.diffuser.gate.clear()
+    server = house.open()
+    async with server.running:
+        call = asyncio.create_task(server.questions.ask(P, "ann", QUESTION, key))
+        await house.diffuser.began.wait()
+        asyncio.get_running_loop().call_soon(house.diffuser.gate.set)
+    assert (await call).question_id
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+async def test_a_question_that_takes_longer_is_interrupted(
+    house: House, key: Idempotency | None
+) -> None:
+    house.drain_s = 0.01
+    house.diffuser.gate.clear()
+    server = house.open()
+    async with server.running:
+        call = asyncio.create_task(server.questions.ask(P, "ann", QUESTION, key))
+        await house.diffuser.began.wait()
+        await server.drain()
+        with pytest.raises(Interrupted):
+            await call
+        assert house.diffuser.cancelled == 1
+        assert house.store.questions_total(P, "ann") == 0
+        if key is not None:  # the next server asks
+            assert house.store.begin_idempotent(P, key) is None
 
 
 async def test_over_http(house: House) -> None:

@@ -13,13 +13,14 @@ import pytest
 from ppd_serve.api.app import create_app
 from ppd_serve.errors import StorageUnavailable
 from ppd_serve.gateway.keys import FRESH_SECONDS, KnownKeys
-from ppd_serve.gateway.running import Threads
+from ppd_serve.gateway.running import Tasks, Threads
 from ppd_serve.storage.store import Store
 from tests.api.test_errors import is_problem
 from tests.gateway.conftest import House
 from tests.gateway.test_streams import until
 
-DRAW = {"prompt": "a boat", "seed": 7}
+BOAT = {"prompt": "a boat"}
+DRAW = {**BOAT, "seed": 7}
 
 
 class Clock:
@@ -37,7 +38,9 @@ def clock() -> Clock:
 @pytest.fixture
 async def http(house: House, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
     threads = Threads(1, "keys")
-    services = dataclasses.replace(house.open(), keys=KnownKeys(house.store, threads, clock))
+    services = dataclasses.replace(
+        house.open(), keys=KnownKeys(house.store, threads, Tasks(), clock)
+    )
     async with services.running:
         transport = httpx.ASGITransport(create_app(services))
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
@@ -96,6 +99,30 @@ async def test_without_the_database_nobody_is_let_in_on_what_was_true(
     assert (await http.get("/releases")).status_code == 200
 
 
+async def test_all_who_wait_share_one_reading_and_its_failure(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, keys = list[int](), house.store.keys
+
+    def away() -> None:
+        reads.append(1)
+        raise StorageUnavailable("The database is not available")
+
+    threads, tasks = Threads(1, "keys"), Tasks()
+    known = KnownKeys(house.store, threads, tasks).known
+    with monkeypatch.context() as patch:
+        patch.setattr(house.store, "keys", away)
+        told = await asyncio.gather(*(known() for _ in range(5)), return_exceptions=True)
+        assert [type(error) for error in told] == [StorageUnavailable] * 5
+        assert len(reads) == 1
+    leaving = asyncio.create_task(known())
+    staying = asyncio.create_task(known())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await staying == keys()
+    threads.close()
+
+
 @pytest.fixture
 async def one_at_once(http: httpx.AsyncClient, house: House) -> httpx.AsyncClient:
     """A caller who may have one thing drawn at a time; drawings wait for ``gate``."""
@@ -111,10 +138,12 @@ async def refused(http: httpx.AsyncClient) -> None:
     assert response.headers["ratelimit"] == '"concurrency";r=0'
 
 
-async def let_in(http: httpx.AsyncClient, **headers: str) -> httpx.Response:
+async def let_in(
+    http: httpx.AsyncClient, path: str = "/generate", **headers: str
+) -> httpx.Response:
     """The answer once there is room: nobody tells when a drawing without listeners has ended."""
     async with asyncio.timeout(60):
-        while (response := await http.post("/generate", json=DRAW, headers=headers)).is_error:
+        while (response := await http.post(path, json=BOAT, headers=headers)).is_error:
             assert response.status_code == 429
             await asyncio.sleep(0.01)
     return response
@@ -154,22 +183,26 @@ async def test_stopping_makes_room(one_at_once: httpx.AsyncClient, house: House)
     assert (await one_at_once.post("/generate", json=DRAW)).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/generate", "/users/ann/questions"])
 async def test_who_leaves_with_a_key_for_later_still_counts(
-    one_at_once: httpx.AsyncClient, house: House
+    one_at_once: httpx.AsyncClient, house: House, path: str
 ) -> None:
     key = {"Idempotency-Key": "k"}
-    call = asyncio.create_task(one_at_once.post("/generate", json=DRAW, headers=key))
+    call = asyncio.create_task(one_at_once.post(path, json=BOAT, headers=key))
     await house.diffuser.began.wait()
     call.cancel()
     await asyncio.wait([call])
     await refused(one_at_once)
     house.diffuser.gate.set()
-    assert (await let_in(one_at_once, **key)).status_code == 200
+    assert (await let_in(one_at_once, path, **key)).is_success
     assert len(house.diffuser.asked) == 1
 
 
-async def test_who_leaves_makes_room(one_at_once: httpx.AsyncClient, house: House) -> None:
-    call = asyncio.create_task(one_at_once.post("/generate", json=DRAW))
+@pytest.mark.parametrize("path", ["/generate", "/users/ann/questions"])
+async def test_who_leaves_makes_room(
+    one_at_once: httpx.AsyncClient, house: House, path: str
+) -> None:
+    call = asyncio.create_task(one_at_once.post(path, json=BOAT))
     await house.diffuser.began.wait()
     call.cancel()
     await asyncio.wait([call])

@@ -59,14 +59,16 @@ async def test_drawings_and_their_parts(
         assert answer.status_code == 200
     house.diffuser.error = QueueFull()
     assert (await http.post("/generate", json={"prompt": "a boat"})).status_code == 503
+    assert (await http.post("/users/ann/questions")).status_code == 503
     house.diffuser.error = None
+    assert (await http.post("/users/ann/questions")).status_code == 201
     async with asyncio.timeout(20):
         while await server.status.missing():
             await asyncio.sleep(0.01)
     told = await scrape(http)
     seconds = "ppd_generation_seconds"
-    assert value(told, f"{seconds}_count", state="done") == 3
-    assert value(told, f"{seconds}_count", state="refused") == 1
+    assert value(told, f"{seconds}_count", state="done") == 4
+    assert value(told, f"{seconds}_count", state="refused") == 2
     assert value(told, f"{seconds}_sum", state="done") > 0
     assert value(told, "ppd_first_preview_seconds_count") == 1
     assert value(told, "ppd_encode_seconds_count") == 1

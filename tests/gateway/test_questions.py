@@ -103,7 +103,7 @@ async def test_an_answer_is_read_like_any_pair(server: Services, house: House) -
     values = (await server.users.embedding(P, "ann", None)).values
     np.testing.assert_array_equal(values, embedding([Pair("a boat", b"", b"")]))
     await ask(server)
-    assert house.encoder.asked == [0, 1]  # the next question knows the answer
+    assert house.encoder.asked == [(0, 0), (1, 0)]  # the next question knows the answer
 
     house.encoder.error = ActorUnavailable()  # nothing has to be read again
     assert await server.questions.answer(P, "ann", asked.question_id, "right") == answer
@@ -116,6 +116,15 @@ async def test_neither_is_an_answer(server: Services) -> None:
     for _ in range(2):
         answer = await server.questions.answer(P, "ann", asked.question_id, "neither")
         assert (answer.pair_ids, answer.pairs_total, answer.embedding.version) == ([], 0, 0)
+
+
+async def test_what_was_asked_since_the_last_pair_is_known(server: Services, house: House) -> None:
+    for choice in ("neither", "left", "neither"):
+        asked = await ask(server)
+        await server.questions.answer(P, "ann", asked.question_id, choice)
+    await ask(server)  # and is not answered
+    await ask(server)
+    assert house.encoder.asked == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
 
 
 async def test_an_answer_is_committed_though_the_encoder_is_away(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import pytest
 from ppd_serve.api.loop_schemas import TasteCodeIn
 from ppd_serve.api.schemas import GenerateIn
 from ppd_serve.api.services import Services
-from ppd_serve.errors import Conflict, InvalidInput, NotFound
+from ppd_serve.errors import Conflict, InvalidInput, NotFound, StorageUnavailable
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.storage.store import NewImage, NewPair, UserKey
 from ppd_serve.storage.values import Idempotency
+from tests.api.doubles import png
 from tests.gateway.conftest import House, choices
-from tests.gateway.doubles import embedding
+from tests.gateway.doubles import SPACE, embedding
 
 P = "default"
 WHO = "unmistakable-ann"
@@ -70,6 +73,40 @@ async def test_a_version_is_drawn_with(server: Services, house: House) -> None:
             both = {"user_id": WHO}, {"user_id": WHO, "version": version}
             await server.generations.draw(P, ask(*both), None)
         assert caught.value.field == "users.1.version"
+
+
+@pytest.mark.parametrize("was_read", [True, False])
+async def test_a_version_is_not_a_newer_one(
+    house: House, monkeypatch: pytest.MonkeyPatch, was_read: bool
+) -> None:
+    """Another process adds a pair, and reads it, just after we looked which version is newest."""
+    server = house.open()  # its loops never run
+    user_keys, store, pictures = house.store.user_keys, house.store, [png(), png(colour="blue")]
+
+    def add(prompt: str, is_read: bool) -> None:
+        pair = NewPair(prompt, *(NewImage(data, "image/png", 8, 8) for data in pictures))
+        added = store.add_pairs(P, WHO, [pair])
+        if is_read:
+            store.put_embedding(
+                P, WHO, added.incarnation, added.version, SPACE, read(prompt), added.pairs_total, ""
+            )
+
+    def then_another(*args: Any) -> Mapping[str, UserKey]:
+        keys = user_keys(*args)
+        add("b", is_read=True)
+        return keys
+
+    add("a", is_read=was_read)
+    monkeypatch.setattr(store, "user_keys", then_another)
+    call = server.generations.draw(P, ask({"user_id": WHO, "version": 1}), None)
+    if was_read:
+        (used,) = (await call).users
+        assert (used.version, used.pairs_used) == (1, 1)
+        ((values, _),) = house.diffuser.asked[0].users
+        np.testing.assert_array_equal(values, read("a"))
+    else:
+        with pytest.raises(Conflict):
+            await call
 
 
 async def test_a_version_that_has_read_a_deleted_pair_is_gone(
@@ -189,6 +226,29 @@ async def test_what_is_drawn_with_a_code_ends_with_it(
         await server.generations.draw(P, ask({"taste_code": code}), None)
     house.diffuser.gate.set()
     assert (await other).images
+
+
+async def test_a_user_is_read_again_though_codes_cannot_be_looked_up(
+    server: Services, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed is followed up, whatever else fails after it."""
+    first, _ = await teach(server, "a", "b")
+    code = await share(server)
+    house.diffuser.gate.clear()
+    call = asyncio.create_task(server.generations.draw(P, ask({"taste_code": code}), None))
+    await house.diffuser.began.wait()
+
+    def away(*args: object) -> None:
+        raise StorageUnavailable
+
+    monkeypatch.setattr(house.store, "taste_codes", away)
+    house.encoder.began.clear()
+    with pytest.raises(StorageUnavailable):
+        await server.preferences.delete(P, WHO, first)
+    async with asyncio.timeout(20):
+        await house.encoder.began.wait()
+    house.diffuser.gate.set()
+    await asyncio.wait([call])
 
 
 @pytest.mark.parametrize("end", [withdrawn, user_deleted, pair_deleted])

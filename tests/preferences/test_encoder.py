@@ -402,6 +402,26 @@ def test_a_picture_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(encoder.look(one), seen)
 
 
+def test_pictures_not_looked_at_for_long_are_forgotten(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    one, other, third = (png(random_choice(rng)[1]) for _ in range(3))
+    looked: list[object] = []
+
+    def look(*args: object) -> np.ndarray:
+        looked.append(args)
+        return np.zeros(PARTS * WIDTH, np.float32)
+
+    monkeypatch.setattr("ppd_serve.preferences.encoder.picture_states", look)
+    monkeypatch.setattr("ppd_serve.preferences.encoder.SEEN_BYTES", 2 * PARTS * WIDTH * 4)
+    for picture in (one, other, one, third, one):  # the other makes room
+        encoder.look(picture)
+    assert len(looked) == 3
+    encoder.look(other)
+    assert len(looked) == 4
+
+
 def test_parts_are_means_over_the_models_own_picture_tokens(directory: Path) -> None:
     """The studio's four tokens are its four parts, as the training reads them."""
     encoder = Encoder.load(directory)

@@ -51,6 +51,27 @@ def test_it_does_not_ask_what_it_knows(questioner: Questioner) -> None:
     assert angle < 0.7
 
 
+def test_what_taught_nothing_is_followed_by_another_question(questioner: Questioner) -> None:
+    """Each is clearly none of those before it and tells no more, until all have had their turn."""
+    made = np.random.default_rng(2).standard_normal((2, D))
+    asked = [questioner.next(made, skip) for skip in range(40)]
+    lefts = np.array([question.left.ravel() for question in asked]) / np.sqrt(ROWS * DIM)
+    again = next(n for n, left in enumerate(lefts) if n and np.array_equal(left, lefts[0]))
+    assert again >= D  # four axes are as far apart as can be
+    cosines = np.abs(lefts[:again] @ lefts[:again].T) - np.eye(again)
+    assert cosines.max() <= 0.5 + 1e-6
+    bits = [question.bits for question in asked[:again]]
+    assert bits == sorted(bits, reverse=True)
+    np.testing.assert_array_equal(lefts[again:], np.resize(lefts[:again], lefts[again:].shape))
+    assert questioner.next(made).bits == bits[0]
+
+
+def test_a_difference_is_in_the_models_features(questioner: Questioner) -> None:
+    preferred, rejected = np.random.default_rng(4).standard_normal((2, 3, D))
+    found = questioner.difference(preferred, rejected)
+    np.testing.assert_allclose(found, (preferred - rejected) @ questioner.choices.projection)
+
+
 def test_asking_learns_a_taste_sooner_than_chance(questioner: Questioner) -> None:
     """100 people of the model's own prior answer three questions: asked ones leave less unknown."""
     rng, response = np.random.default_rng(3), questioner.response.reshape(-1, D)

@@ -138,6 +138,25 @@ def test_a_pair_of_some_uploads_leaves_them_their_time(store: Store) -> None:
     assert [store.get_image(P, image_id).image_id for image_id in ids] == ids
 
 
+def test_questions_since_the_last_pair(store: Store, place: Place) -> None:
+    def asked() -> Question:
+        place.clock.pass_hours(0.1)
+        return ask(store)
+
+    ask(store, "bob")
+    assert store.questions_since_pair(P, "ann") == 0
+    store.answer_question(P, "ann", asked().question_id, "neither")
+    asked()
+    assert store.questions_since_pair(P, "ann") == 2
+    question = asked()
+    place.clock.pass_hours(0.1)
+    store.answer_question(P, "ann", question.question_id, "left")
+    assert store.questions_since_pair(P, "ann") == 0
+    asked()
+    assert store.questions_since_pair(P, "ann") == 1
+    assert store.questions_since_pair(P, "bob") == 1
+
+
 def test_questions_go_with_their_user(store: Store, place: Place) -> None:
     open_question, answered = ask(store, name="open"), ask(store, name="answered")
     store.answer_question(P, "ann", answered.question_id, "right")

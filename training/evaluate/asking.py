@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import User
@@ -101,13 +100,11 @@ class Interview:
 def asked(interview: Interview, questioner: Questioner) -> tuple[Questions, float]:
     """The questions that tell each most, and how many bits they promise on average."""
 
-    def look(pairs: Sequence[Pair]) -> NDArray[np.floating]:
-        seen = [[interview.encoder.look(p.preferred), interview.encoder.look(p.rejected)]
-                for p in pairs]  # fmt: skip
-        features = questioner.choices.features(np.array(seen))
-        return features[:, 0] - features[:, 1]
-
-    found = [questioner.next(look(p) if p else np.zeros((0, 0))) for p in interview.pairs]
+    look = interview.encoder.look
+    found = [
+        questioner.next([questioner.difference(look(p.preferred), look(p.rejected)) for p in pairs])
+        for pairs in interview.pairs
+    ]
     questions = np.stack([q.left for q in found]), np.stack([q.right for q in found])
     return questions, float(np.mean([q.bits for q in found]))
 

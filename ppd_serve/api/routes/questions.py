@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from ppd_serve.api.auth import Project, access
+from ppd_serve.api.auth import Drawing, Project, access
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.loop_schemas import AnswerIn, LinkedImage, QuestionIn, QuestionOut
 from ppd_serve.api.problems import documented
@@ -18,17 +18,19 @@ router = APIRouter(prefix="/users/{user_id}/questions", tags=["preferences"])
 async def ask_question(
     user_id: Id,
     request: Request,
-    project: Project,
+    caller: Drawing,
     services: ServicesDep,
     idempotency: IdempotencyDep,
     body: QuestionIn | None = None,
 ) -> QuestionOut:
     """Draw the two pictures whose comparison would tell most of this user's taste, creating the
     user if need be. They expire like other pictures."""
-    asked = await services.questions.ask(project, user_id, body or QuestionIn(), idempotency)
+    asked = await services.questions.ask(
+        caller.project, user_id, body or QuestionIn(), idempotency, caller.slot
+    )
 
     def linked(image_id: str) -> LinkedImage:
-        url = access(request).link(str(request.base_url), project, image_id)
+        url = access(request).link(str(request.base_url), caller.project, image_id)
         return LinkedImage(image_id=image_id, url=url)
 
     return QuestionOut(
