@@ -123,6 +123,22 @@ def test_a_taste_is_shared_without_its_owner(http: httpx.Client) -> None:
     is_problem(gone, 404, "not-found", "users.0.taste_code")
 
 
+def test_a_question_is_asked_and_answered(http: httpx.Client) -> None:
+    first, second = (http.post("/users/asked/questions", json={}) for _ in range(2))
+    assert first.status_code == second.status_code == 201, first.text
+    question = first.json()
+    left, right = (httpx.get(question[side]["url"]).content for side in ("left", "right"))
+    assert pixels(left) != pixels(right)
+    assert question["prompt"] != second.json()["prompt"]
+    place = f"/users/asked/questions/{question['question_id']}/answer"
+    answer = http.put(place, json={"choice": "right"})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["pairs_total"], told["embedding"]["status"]) == (1, "current")
+    is_problem(http.put(place, json={"choice": "left"}), 409, "conflict", "choice")
+    assert drawn(http, user_id="asked")[0]["users"][0]["personalized"]
+
+
 def test_neighbors(http: httpx.Client) -> None:
     for name in ("near1", "near2"):
         http.post(f"/users/{name}/preferences", json=pairs(1, "neighbours"))
