@@ -90,14 +90,18 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
 def write_new_release(
     release: Release, job: Job, policy: Policy, measured: dict[str, Any] | None
 ) -> Release:
-    """The release with its adapter replaced by the new one: servable as it stands."""
+    """The release with its adapter replaced by the new one: servable as it stands. It asks no
+    questions until ``fit-questions`` has seen how its own pictures answer to the embedding."""
     path = job.out / "release"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(release.path, path)
     assert release.manifest.adapter is not None and release.manifest.adapter.path is not None
     policy.save_adapter(path / release.manifest.adapter.path, torch.float16)
+    if (questions := release.manifest.questions) and questions.path:
+        (path / questions.path).unlink()
     manifest = release.manifest.model_copy(
         update={
+            "questions": None,
             "version": f"{release.version}+{job.recipe.name}",
             "training": {
                 "recipe": job.recipe.model_dump(),

@@ -90,6 +90,8 @@ def test_every_objective_runs_on_a_prepared_file(
         made.check()
         assert made.version == f"1.0+{objective}-user"
         assert made.load_adapter(made.load_backbone()) is not None
+        assert load_release(release).load_questioner() is not None
+        assert made.load_questioner() is None  # how its pictures answer is not known yet
 
 
 @pytest.mark.slow
