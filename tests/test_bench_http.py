@@ -29,7 +29,7 @@ def test_every_figure_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     goals = [figure["goal"] for table in tables.values() for figure in table.values()
              if "goal" in figure]  # fmt: skip
-    assert goals == ["≥ 2.2", "≥ 0.8", "≤ 1.15", "≤ 0.06", "≤ 0.15", "≤ 0"]
+    assert goals == ["≥ 2.2", "≥ 0.8", "≤ 1.15", "≤ 0.06", "≤ 0.15", "≤ 2", "≤ 0"]
     (at_random,) = (tables[title] for title in tables if title.startswith("callers at random"))
     assert at_random["accepted"]["value"] == 3
 
