@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,7 @@ from ppd_serve.diffusion.request import Defaults
 from ppd_serve.errors import ReleaseError
 
 MANIFEST = "release.json"
+PARTS = ("backbone", "adapter", "encoder", "questions")
 
 
 class Source(BaseModel):
@@ -39,6 +41,12 @@ class Source(BaseModel):
             raise ValueError("needs a path, or a hub_id with a revision")
         return self
 
+    def __str__(self) -> str:
+        """As ``ppd release build`` takes it."""
+        if not self.hub_id:
+            return str(self.path)
+        return f"hf://{self.hub_id}@{self.revision}" + (f"/{self.path}" if self.path else "")
+
 
 class Manifest(BaseModel):
     """``release.json``. ``embedding_shape`` is ``(rows, dim)``, ``checksums`` SHA-256 by path.
@@ -60,6 +68,12 @@ class Manifest(BaseModel):
     metrics: dict[str, Any] = Field(default_factory=dict)
     checksums: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def parts(self) -> dict[str, Source]:
+        """Those it has, by name."""
+        named = {name: getattr(self, name) for name in PARTS}
+        return {name: part for name, part in named.items() if part is not None}
+
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """``release.json`` of a directory. ReleaseError if there is none or it is not valid."""
@@ -69,6 +83,16 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     except OSError:
         raise ReleaseError(f"{path.name} holds no {MANIFEST}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ReleaseError(f"{MANIFEST}: {where}: {first['msg']}") from None
+        raise invalid(error) from None
+
+
+def invalid(error: ValidationError) -> ReleaseError:
+    """The first of what is wrong with a manifest, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return ReleaseError(f"{MANIFEST}: {where}: {first['msg']}")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Not a branch or a tag, which may name something else tomorrow."""
+    return re.fullmatch("[0-9a-f]{40}", revision or "") is not None

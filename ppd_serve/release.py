@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +28,13 @@ from ppd_serve.diffusion.backbone import Backbone, load_backbone, refuse_pickles
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
-from ppd_serve.manifest import MANIFEST, Manifest, Source, read_manifest
+from ppd_serve.manifest import MANIFEST, Manifest, Source, is_commit, read_manifest
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
     from ppd_serve.preferences.questions import Questioner
 
-__all__ = ["MANIFEST", "Manifest", "Release", "Source", "load_release", "write_release"]
+__all__ = ["MANIFEST", "Manifest", "Release", "Source", "load_release", "seal", "write_release"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ class Release:
             return self._locate(source)
         from diffusers import DiffusionPipeline  # it knows which files a pipeline needs
 
-        return Path(
-            DiffusionPipeline.download(
+        with _fetching(source):
+            fetched = DiffusionPipeline.download(
                 source.hub_id, revision=source.revision, use_safetensors=True, safety_checker=None
             )
-        )
+        return Path(fetched)
 
     @property
     def adapter_path(self) -> Path | None:
@@ -80,6 +82,20 @@ class Release:
     @property
     def encoder_path(self) -> Path | None:
         return self._locate(self.manifest.encoder) if self.manifest.encoder else None
+
+    def configs(self, name: str) -> Path:
+        """Where a part's configs are: of one on the hub nothing else is fetched but small files,
+        and all of a file of weights."""
+        source = self.manifest.parts[name]
+        if not source.hub_id or name in ("adapter", "questions"):
+            return self._locate(source)
+        from huggingface_hub import snapshot_download
+
+        with _fetching(source):
+            root = snapshot_download(
+                source.hub_id, revision=source.revision, allow_patterns=f"{source.path or ''}*.json"
+            )
+        return Path(root) / (source.path or "")
 
     def load_backbone(
         self,
@@ -128,10 +144,10 @@ class Release:
         Reads every local file once (checksums) and loads no weights but the adapter's.
         """
         refuse_pickles(self.path)
-        named = self.manifest
-        parts = (named.backbone, named.adapter, named.encoder, named.questions)
-        for part in parts:
-            if part is not None and not part.hub_id and not self._locate(part).exists():
+        for name, part in self.manifest.parts.items():
+            if part.hub_id and not is_commit(part.revision):
+                raise ReleaseError(f"{name}: {part} is pinned to no commit; build does that")
+            if not part.hub_id and not self._locate(part).exists():
                 raise ReleaseError(f"{part.path} is missing")
         for name, checksum in self.manifest.checksums.items():
             if not (self.path / name).is_file():
@@ -141,7 +157,10 @@ class Release:
         unlisted = _local_files(self.path) - self.manifest.checksums.keys()
         if weights := sorted(name for name in unlisted if name.endswith(".safetensors")):
             raise ReleaseError(f"{weights[0]} has no checksum")
-        self._check_adapter()
+        try:
+            self._check_adapter()
+        except ReleaseError as error:
+            raise ReleaseError(f"{self.manifest.adapter}: {error}") from None
 
     def _check_adapter(self) -> None:
         """Shapes only: the denoiser is built on the meta device, from its config."""
@@ -157,6 +176,14 @@ class Release:
         if shape is not None and adapter.embedding_dim != shape[1]:
             raise ReleaseError(f"the adapter reads {adapter.embedding_dim} numbers, not {shape[1]}")
 
+    def write(self) -> Release:
+        """Write ``release.json``. Atomic: a reader sees the old manifest or the new one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.path / f".{MANIFEST}.new"
+        draft.write_text(self.manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
+        os.replace(draft, self.path / MANIFEST)
+        return self
+
     def _locate(self, source: Source) -> Path:
         inside = source.path or ""
         if not source.hub_id:
@@ -165,7 +192,8 @@ class Release:
 
         kinds = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
         wanted = [inside] if inside.endswith(".safetensors") else [f"{inside}{k}" for k in kinds]
-        root = snapshot_download(source.hub_id, revision=source.revision, allow_patterns=wanted)
+        with _fetching(source):
+            root = snapshot_download(source.hub_id, revision=source.revision, allow_patterns=wanted)
         return Path(root) / inside
 
 
@@ -174,18 +202,28 @@ def load_release(path: str | os.PathLike[str]) -> Release:
     return Release(Path(path), read_manifest(path))
 
 
-def write_release(path: str | os.PathLike[str], manifest: Manifest) -> Release:
-    """Write ``release.json`` over the parts already in ``path``, with a checksum of every file.
-
-    Atomic: a reader sees the old manifest or the new one.
-    """
+def seal(path: str | os.PathLike[str], manifest: Manifest) -> Release:
+    """With a checksum of every file in ``path``. Writes nothing."""
     path = Path(path)
     checksums = {name: _sha256(path / name) for name in sorted(_local_files(path))}
-    manifest = manifest.model_copy(update={"checksums": checksums})
-    draft = path / f".{MANIFEST}.new"
-    draft.write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
-    os.replace(draft, path / MANIFEST)
-    return Release(path, manifest)
+    return Release(path, manifest.model_copy(update={"checksums": checksums}))
+
+
+def write_release(path: str | os.PathLike[str], manifest: Manifest) -> Release:
+    """Write ``release.json`` over the parts already in ``path``, with a checksum of every file."""
+    return seal(path, manifest).write()
+
+
+@contextmanager
+def _fetching(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub's client has a dozen kinds of its own
+        raise ReleaseError(f"{source} cannot be fetched: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _local_files(path: Path) -> set[str]:

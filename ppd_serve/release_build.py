@@ -1,0 +1,123 @@
+"""What ``ppd release build`` makes: a ``release.json`` over parts that are there or on the hub.
+
+A part on the hub is written ``hf://owner/name@revision/path`` and pinned to the commit that its
+revision names today. Nothing is written before all of it has been checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from ppd_serve.diffusion.schedules import SCHEDULES
+from ppd_serve.errors import ReleaseError
+from ppd_serve.manifest import MANIFEST, PARTS, Manifest, Source, invalid, is_commit, read_manifest
+from ppd_serve.preferences.encoder import Quantisation, embedding_space
+from ppd_serve.release import Release, first_line, seal
+
+USUAL = {
+    "backbone": "backbone",
+    "adapter": "adapter/ip_adapter.safetensors",
+    "encoder": "encoder",
+    "questions": "questions.safetensors",
+}
+HUB = re.compile(r"hf://(?P<hub_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
+
+
+def build(
+    directory: Path,
+    *,
+    places: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    dtype: str = "float32",
+    quantisation: Quantisation | None = None,
+    **said: Any,
+) -> Release:
+    """Write ``release.json`` to ``directory``. Raises ReleaseError, and then changes nothing.
+
+    ``places``: of parts that are not in their ``USUAL`` place; ``defaults``: fields of
+    ``Defaults``; ``said``: other fields of ``Manifest``. What all of them leave out stays as an
+    earlier ``release.json`` here has it. ``dtype`` and ``quantisation``: how the encoder will be
+    run, which its embedding space depends on.
+    """
+    before: dict[str, Any] = {}
+    if (directory / MANIFEST).exists():
+        before = read_manifest(directory).model_dump(exclude_none=True)
+    parts = {name: part for name in PARTS if (part := _part(name, places, before, directory))}
+    if "backbone" not in parts:
+        raise ReleaseError(f"no backbone: {directory / USUAL['backbone']} is missing")
+    told = {"defaults": before.get("defaults", {}) | defaults}
+    try:
+        manifest = Manifest.model_validate(before | said | parts | told)
+    except ValidationError as error:
+        raise invalid(error) from None
+    if manifest.defaults.sampler not in SCHEDULES:
+        raise ReleaseError(f"defaults.sampler: must be one of {', '.join(SCHEDULES)}")
+    space = _embedding(Release(directory, manifest), dtype, quantisation)
+    made = seal(directory, manifest.model_copy(update=space))
+    made.check()
+    return made.write()
+
+
+def _part(
+    name: str, places: Mapping[str, str], before: Mapping[str, Any], directory: Path
+) -> Source | dict[str, Any] | None:
+    if place := places.get(name):
+        return source(place)
+    if name in before:
+        known: dict[str, Any] = before[name]
+        return known
+    return Source(path=USUAL[name]) if (directory / USUAL[name]).exists() else None
+
+
+def source(place: str) -> Source:
+    """A path inside the release, or ``hf://owner/name@revision/path``, which is pinned here."""
+    if not place.startswith("hf://"):
+        try:
+            return Source(path=place)
+        except ValidationError as error:
+            raise ReleaseError(f"{place}: {error.errors()[0]['msg']}") from None
+    found = HUB.fullmatch(place)
+    if found is None:
+        raise ReleaseError(f"{place}: must be like hf://owner/name@revision/path")
+    hub_id, revision = found["hub_id"], found["revision"] or "main"
+    return Source(hub_id=hub_id, revision=commit(hub_id, revision), path=found["path"])
+
+
+def commit(hub_id: str, revision: str) -> str:
+    """What the hub says this branch or tag is today; a commit is itself. Raises ReleaseError."""
+    if is_commit(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        sha = HfApi().model_info(hub_id, revision=revision).sha
+    except Exception as error:  # the hub's client has a dozen kinds of its own
+        why = first_line(error)
+        raise ReleaseError(f"the hub does not tell the commit of {hub_id}@{revision}: {why}") from (
+            error
+        )
+    if not is_commit(sha):
+        raise ReleaseError(f"the hub does not tell the commit of {hub_id}@{revision}")
+    return str(sha)
+
+
+def _embedding(release: Release, dtype: str, quantisation: Quantisation | None) -> dict[str, Any]:
+    """Its space and shape, as the manifest has them."""
+    path = release.encoder_path
+    if path is None:
+        return {"embedding_space": None, "embedding_shape": None}
+    file = path / "transform.safetensors"
+    try:
+        with safe_open(file, "numpy") as tensors:
+            rows, _, dim = tensors.get_slice("matrix").get_shape()
+    except (OSError, SafetensorError, ValueError):
+        where = f"{release.manifest.encoder}/{file.name}"
+        raise ReleaseError(f"{where} is missing or not an encoder's transform") from None
+    space = embedding_space(path, dtype=dtype, quantisation=quantisation)
+    return {"embedding_space": space, "embedding_shape": (rows, dim)}

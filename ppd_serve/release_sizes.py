@@ -1,0 +1,78 @@
+"""How large a release's models are: counted from their configs, without a weight being read."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+FOUR_BIT = 0.5 + 4 / 64  # a float32 scale for every block of 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's parameters, and those of them that 4-bit layers would hold."""
+
+    name: str
+    parameters: int
+    in_four_bit: int = 0
+
+    def memory(self, dtype: str, *, four_bit: bool = False) -> int:
+        """Bytes of the weights alone."""
+        small = self.in_four_bit if four_bit else 0
+        return round((self.parameters - small) * BYTES[dtype] + small * FOUR_BIT)
+
+
+def size_of(name: str, model: nn.Module) -> Size:
+    """Of any model, on the meta device too."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    small = (
+        layer.weight.numel()
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+        and layer is not head
+        and not (layer.in_features % 64 or layer.out_features % 32)
+    )
+    return Size(name, sum(p.numel() for p in model.parameters()), sum(small))
+
+
+def backbone_sizes(path: Path) -> list[Size]:
+    """Of every model of a saved pipeline."""
+    index = json.loads((path / "model_index.json").read_text())
+    named = {name: kind for name, kind in index.items() if isinstance(kind, list) and all(kind)}
+    return [
+        size_of(name, _on_meta(path / name, *kind))
+        for name, kind in named.items()
+        if (path / name / "config.json").exists()
+    ]
+
+
+def encoder_size(path: Path) -> Size:
+    """Of a transformers model."""
+    architecture = json.loads((path / "config.json").read_text())["architectures"][0]
+    return size_of("encoder", _on_meta(path, "transformers", architecture))
+
+
+def tensors_size(name: str, file: Path) -> Size:
+    """Of a safetensors file, by its header."""
+    with safe_open(file, "pt") as tensors:
+        shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
+    return Size(name, sum(map(math.prod, shapes)))
+
+
+def _on_meta(path: Path, library: str, kind: str) -> nn.Module:
+    if library not in ("diffusers", "transformers"):  # a pipeline of diffusers with its own models
+        library = f"diffusers.pipelines.{library}"
+    cls: Any = getattr(importlib.import_module(library), kind)
+    with torch.device("meta"):
+        if library == "transformers":
+            return cls(cls.config_class.from_pretrained(path))  # type: ignore[no-any-return]
+        return cls.from_config(cls.load_config(path))  # type: ignore[no-any-return]

@@ -1,0 +1,294 @@
+"""``ppd release``: what it writes, what it refuses and in which words, what it tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from ppd_serve.cli import app
+from ppd_serve.release import MANIFEST, Release, load_release
+from ppd_serve.release_build import source
+from ppd_serve.settings import STUDIO
+from tests.tiny_release import make_tiny_release
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SAMPLING = ["--size", "64x64", "--size", "32x64", "--steps", "4", "--guidance-scale", "3",
+            "--guidance-rescale", "0.5", "--sampler", "ddim"]  # fmt: skip
+NAMED = ["--name", "tiny", "--version", "1.0"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return make_tiny_release(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def parts(published: Release, tmp_path: Path) -> Path:
+    """A directory of parts without a release.json."""
+    place = tmp_path / "parts"
+    shutil.copytree(published.path, place, ignore=shutil.ignore_patterns(MANIFEST))
+    return place
+
+
+@pytest.fixture
+def release(published: Release, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published.path, tmp_path / "release"))
+
+
+def ppd(*words: str | Path) -> Result:
+    words = ("release", *map(str, words))
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, words, terminal_width=200)
+
+
+def told(*words: str | Path) -> Any:
+    done = ppd(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def refused(*words: str | Path) -> str:
+    """The one line that says why."""
+    done = ppd(*words)
+    assert (done.exit_code, done.stdout) == (1, "")
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+# build
+
+
+def test_builds_from_a_directory_of_parts(parts: Path, published: Release) -> None:
+    done = ppd("build", parts, *NAMED, *SAMPLING, "--example-prompt", "a red house by the sea",
+               "--example-prompt", "a cat on a hill at night")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert load_release(parts).manifest == published.manifest
+    assert f"embedding space {published.embedding_space} (float32)" in done.stdout
+
+
+def test_what_is_not_given_stays(release: Path, published: Release) -> None:
+    assert ppd("build", release, "--version", "1.1", "--steps", "9").exit_code == 0
+    before, after = published.manifest, load_release(release).manifest
+    assert (after.version, after.defaults.steps) == ("1.1", 9)
+    assert after.defaults.sizes == before.defaults.sizes and after.name == before.name
+    assert after.checksums == before.checksums
+
+
+def test_how_the_encoder_is_run_is_part_of_the_space(release: Path, published: Release) -> None:
+    assert ppd("build", release, "--dtype", "bfloat16").exit_code == 0
+    bf16 = load_release(release).embedding_space
+    assert ppd("build", release, "--dtype", "bfloat16", "--quantisation", "4bit").exit_code == 0
+    assert len({bf16, load_release(release).embedding_space, published.embedding_space}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ([*SAMPLING], "name: Field required"),
+        ([*NAMED, *SAMPLING[:-2]], "defaults.sampler: Field required"),
+        ([*NAMED, *SAMPLING[:-1], "magic"], "defaults.sampler: must be one of ddim"),
+        ([*NAMED, *SAMPLING, "--adapter", "adapter/other.safetensors"], "other.safetensors is mis"),
+        (
+            [*NAMED, *SAMPLING, "--adapter", "../adapter.safetensors"],
+            "must stay inside the release",
+        ),
+        ([*NAMED, *SAMPLING, "--encoder", "backbone"], "backbone/transform.safetensors is missing"),
+        ([*NAMED, *SAMPLING, "--backbone", "hf://sdxl"], "must be like hf://owner/name"),
+    ],
+)
+def test_a_build_that_is_refused_writes_nothing(parts: Path, options: list[str], why: str) -> None:
+    before = sorted(parts.rglob("*"))
+    assert why in refused("build", parts, *options)
+    assert sorted(parts.rglob("*")) == before
+
+
+def test_a_build_of_nothing(tmp_path: Path) -> None:
+    assert "backbone is missing" in refused("build", tmp_path / "new", *NAMED, *SAMPLING)
+    assert not (tmp_path / "new").exists()
+    assert ppd("build", tmp_path, "--size", "64").exit_code == 2
+
+
+def test_a_refused_build_leaves_the_release_as_it_was(release: Path) -> None:
+    before = (release / MANIFEST).read_bytes()
+    (release / "old.pt").write_bytes(b"cos\nsystem\n")
+    assert "old.pt is a pickle" in refused("build", release, "--version", "2.0")
+    assert (release / MANIFEST).read_bytes() == before
+    assert not list(release.glob(".*"))
+
+
+# the hub
+
+
+class Hub:
+    """What the hub's client is asked; it knows one model, whose main branch is ``COMMIT``."""
+
+    def model_info(self, repo: str, *, revision: str) -> SimpleNamespace:
+        if (repo, revision) != ("some/sd", "main"):
+            raise OSError(f"404: no {revision} of {repo}\nand much more")
+        return SimpleNamespace(sha=COMMIT)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, published: Release) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(
+        "diffusers.DiffusionPipeline.download", lambda *_, **__: str(published.backbone_path)
+    )
+
+
+def test_parts_on_the_hub_are_pinned(hub: None, parts: Path) -> None:
+    shutil.rmtree(parts / "backbone")
+    done = ppd("build", parts, *NAMED, *SAMPLING, "--backbone", "hf://some/sd")
+    assert done.exit_code == 0, done.output
+    manifest = load_release(parts).manifest
+    assert str(manifest.backbone) == f"hf://some/sd@{COMMIT}"
+    assert not any(file.startswith("backbone") for file in manifest.checksums)
+    assert ppd("check", parts).exit_code == 0
+
+
+def test_a_commit_is_pinned_already(hub: None) -> None:
+    made = source(f"hf://h94/IP-Adapter@{COMMIT}/sdxl_models/ip-adapter_sdxl.safetensors")
+    assert (made.hub_id, made.revision) == ("h94/IP-Adapter", COMMIT)
+    assert made.path == "sdxl_models/ip-adapter_sdxl.safetensors"
+
+
+def test_what_the_hub_does_not_know_is_named(hub: None, tmp_path: Path) -> None:
+    words = ["build", tmp_path / "new", *NAMED, *SAMPLING, "--backbone", "hf://some/sd@v9"]
+    assert refused(*words).endswith("of some/sd@v9: 404: no v9 of some/sd")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_branch_is_no_pin(release: Path) -> None:
+    manifest = json.loads((release / MANIFEST).read_text())
+    manifest["backbone"] = {"hub_id": "some/sd", "revision": "main"}
+    (release / MANIFEST).write_text(json.dumps(manifest))
+    assert "backbone: hf://some/sd@main is pinned to no commit" in refused("check", release)
+
+
+def test_a_part_that_cannot_be_fetched_is_named(
+    release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    manifest = json.loads((release / MANIFEST).read_text())
+    manifest["encoder"] = {"hub_id": "some/vlm", "revision": COMMIT, "path": "encoder"}
+    (release / MANIFEST).write_text(json.dumps(manifest))
+    assert f"hf://some/vlm@{COMMIT}/encoder cannot be fetched" in refused("build", release)
+    described = told("describe", release)["parts"]["encoder"]
+    assert described == {"place": f"hf://some/vlm@{COMMIT}/encoder", "models": None}
+
+
+# check
+
+
+@pytest.mark.parametrize("directory", ["tiny", "studio"])
+def test_a_good_one(published: Release, directory: str) -> None:
+    done = ppd("check", STUDIO if directory == "studio" else published.path)
+    assert (done.exit_code, done.stdout) == (0, "ok\n")
+
+
+def test_no_release_at_all(tmp_path: Path) -> None:
+    for command in ("check", "describe"):
+        assert "holds no release.json" in refused(command, tmp_path)
+    assert "holds no release.json" in refused("diff", STUDIO, tmp_path)
+
+
+def test_a_pickle(release: Path) -> None:
+    (release / "backbone/unet/diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    assert refused("check", release).startswith("backbone/unet/diffusion_pytorch_model.bin is a pi")
+
+
+@pytest.mark.parametrize("part", ["backbone", "adapter/ip_adapter.safetensors", "encoder"])
+def test_a_missing_part(release: Path, part: str) -> None:
+    shutil.rmtree(release / part) if (release / part).is_dir() else (release / part).unlink()
+    assert refused("check", release) == f"{part} is missing"
+
+
+def test_a_changed_file(release: Path) -> None:
+    with (release / "encoder/encoder.json").open("a") as file:
+        file.write("\n")
+    line = refused("check", release)
+    assert line == "encoder/encoder.json has changed since the release was written"
+
+
+def test_an_adapter_of_another_backbone(release: Path) -> None:
+    adapter = release / "adapter/ip_adapter.safetensors"
+    state = load_file(adapter)
+    key = "ip_adapter.1.to_k_ip.weight"
+    save_file(state | {key: torch.zeros(7, state[key].shape[1])}, adapter)
+    before = (release / MANIFEST).read_bytes()
+    line = refused("build", release)
+    assert line.startswith("adapter/ip_adapter.safetensors: ") and "another backbone" in line
+    assert (release / MANIFEST).read_bytes() == before
+
+
+# describe
+
+
+def test_describes_what_it_is_made_of(published: Release) -> None:
+    unet = published.load_backbone().denoiser
+    encoder = published.load_encoder().model
+    found = told("describe", published.path)
+    models = {m["name"]: m for part in found["parts"].values() for m in part["models"]}
+    assert models["unet"]["parameters"] == sum(p.numel() for p in unet.parameters())
+    assert models["encoder"]["parameters"] == sum(p.numel() for p in encoder.parameters())
+    assert models["unet"]["memory"]["bfloat16"] == 2 * models["unet"]["parameters"]
+    adapter = load_file(published.path / "adapter/ip_adapter.safetensors")
+    assert models["adapter"]["parameters"] == sum(x.numel() for x in adapter.values())
+    assert found["embedding"] == {"space": published.embedding_space, "shape": [2, 12]}
+    assert found["defaults"]["steps"] == 4
+    on_disk = found["parts"]["adapter"]
+    assert on_disk["files"] == 1
+    assert on_disk["bytes"] == (published.path / on_disk["place"]).stat().st_size
+
+
+def test_describes_the_shipped_one_for_people() -> None:
+    done = ppd("describe", STUDIO)
+    assert done.exit_code == 0, done.output
+    for word in ("studio 0.2", "unet", "10.8 M", "computed", "75fc7fd234cbfd66", "ddim", "metrics"):
+        assert word in done.stdout
+
+
+# diff
+
+
+def test_equal_releases(release: Path, published: Release) -> None:
+    assert told("diff", published.path, release) == []
+    assert ppd("diff", published.path, release).stdout == "no difference\n"
+
+
+def test_what_a_change_means(release: Path, published: Release) -> None:
+    with (release / "encoder/encoder.json").open("a") as file:
+        file.write("\n")
+    (release / "questions.safetensors").unlink()
+    manifest = json.loads((release / MANIFEST).read_text())
+    del manifest["questions"]
+    (release / MANIFEST).write_text(json.dumps(manifest))
+    assert ppd("build", release, "--steps", "5").exit_code == 0
+
+    found = {each["what"]: each for each in told("diff", published.path, release)}
+    assert set(found) == {
+        "questions", "embedding_space", "defaults.steps", "encoder/encoder.json",
+        "questions.safetensors",
+    }  # fmt: skip
+    assert "must be made again" in found["embedding_space"]["means"]
+    assert (found["defaults.steps"]["before"], found["defaults.steps"]["after"]) == (4, 5)
+    assert "another encoder" in found["encoder/encoder.json"]["means"]
+    assert found["questions"]["after"] is None
+    assert "must be made again" in " ".join(ppd("diff", published.path, release).stdout.split())
+
+
+def test_another_release_altogether(published: Release) -> None:
+    found = {each["what"]: each for each in told("diff", published.path, STUDIO)}
+    assert found["name"]["after"] == "studio"
+    assert "all pictures change" in found["backbone/unet/config.json"]["means"]
+    assert "those without stay" in found["adapter/ip_adapter.safetensors"]["means"]
+    assert {"embedding_shape", "defaults.sizes", "metrics.implicit_accuracy_8_draws"} <= set(found)
