@@ -24,10 +24,12 @@ ENVIRONMENT = {
 
 class Server:
     """``ppd serve`` on a free port, with more ``settings`` (``PPD_*``) than those that all tests
-    share. ``tail`` is the end of what it printed."""
+    share, and with a ``config``. ``tail`` is the end of what it printed."""
 
-    def __init__(self, release: Path, directory: Path, **settings: str) -> None:
-        self.release, self.directory = release, directory
+    def __init__(
+        self, release: Path, directory: Path, *, config: Path | None = None, **settings: str
+    ) -> None:
+        self.release, self.directory, self.config = release, directory, config
         self.environment = {**ENVIRONMENT, **settings, "PPD_RELEASE": str(release)}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -43,6 +45,8 @@ class Server:
         """Return when it has printed its ready line."""
         program = Path(sys.executable).with_name("ppd")
         command = [program, "serve", "--port", str(self.port), "--data", self.data]
+        if self.config is not None:
+            command += ["--config", self.config, "--host", "127.0.0.1"]
         # Whatever lies where it was started is no module of the server's.
         (self.directory / "profile.py").write_text("raise RuntimeError('imported')")
         self.process = subprocess.Popen(
