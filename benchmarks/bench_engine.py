@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ import torch
 from benchmarks.report import OUT, REPEATS, STUDIO, about, median_seconds, spread, write
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
-from ppd_serve.diffusion.request import User
+from ppd_serve.diffusion.request import GenerationRequest, User
 from ppd_serve.diffusion.ticket import Progress
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
@@ -27,9 +29,8 @@ WHOLE = "joiner's whole time, per step and step time"
 GOALS = {FIRST: "≤ 1.5", WHOLE: "≤ 1.15"}
 
 
-def joiner(release: Release, engine: Engine) -> dict[str, float]:
+def joiner(request: Callable[..., GenerationRequest], engine: Engine) -> dict[str, float]:
     """A short request that comes at an arbitrary moment of a long one's steps."""
-    prompt = release.manifest.example_prompts[0]
     stamps: list[float] = []
     first: list[float] = []
     under_way = threading.Event()
@@ -39,13 +40,13 @@ def joiner(release: Release, engine: Engine) -> dict[str, float]:
         if progress.step == LONG // 4:
             under_way.set()
 
-    long = engine.submit(release.defaults.request(prompt, steps=LONG))
+    long = engine.submit(request(steps=LONG))
     long.on_step(stamp)
     under_way.wait()
     time.sleep((stamps[-1] - stamps[-2]) / 3)  # inside a step, not at its end
     arrived = time.perf_counter()
     before = len(stamps)
-    short = engine.submit(release.defaults.request(prompt, steps=SHORT, seed=1))
+    short = engine.submit(request(steps=SHORT, seed=1))
 
     def note(progress: Progress) -> None:
         if progress.step == 1:
@@ -106,7 +107,8 @@ def main() -> None:
     with Engine(backbone, adapter, embedding_rows=rows) as engine:
         user = User(np.zeros((rows, dim), np.float32))
         engine.submit(release.defaults.request("warm-up", steps=2, users=(user,))).result()
-        runs = [joiner(release, engine) for _ in range(REPEATS)]
+        request = partial(release.defaults.request, release.manifest.example_prompts[0])
+        runs = [joiner(request, engine) for _ in range(REPEATS)]
     joining = {name: spread([run[name] for run in runs], GOALS.get(name, "")) for name in runs[0]}
     parts = parts_of_a_step(release, backbone, adapter, 2) | parts_of_a_step(
         release, backbone, adapter, 16

@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,7 +87,7 @@ def about(release: Release | None = None) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "commit": _commit(),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | _versions(),
     }
     return found | ({"release": f"{release.name} {release.version}"} if release else {})
 
@@ -161,9 +162,22 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def _versions() -> dict[str, str]:
+    """Of those that are there: a GPU's benchmark needs no Ray."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _commit() -> str:
     asked = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git here
+        told = ""
+    return told or "unknown"
 
 
 if __name__ == "__main__":
