@@ -98,7 +98,9 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
         x0_CHW=blank,
         text=backbone.encode(request.prompt),
         # As in diffusers, guidance of 1 or less asks for no second forward.
-        negative=backbone.encode(request.negative_prompt) if request.guidance_scale > 1 else None,
+        negative=(
+            backbone.encode(request.negative_prompt or None) if request.guidance_scale > 1 else None
+        ),
         tokens_UTD=tokens,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         started=started,
