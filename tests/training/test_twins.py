@@ -23,6 +23,7 @@ from training.data.choices import choice_of
 from training.data.prepare import prepare
 from training.policy import Conditioning, Weights
 from training.recipes import Objective, Recipe
+from training.recipes import recipe as named_recipe
 from training.run import Job, train
 
 PEOPLE, PAIRS = 6, 16  # fewer than four pairs each: readings are planted, no VLM is needed
@@ -51,18 +52,16 @@ def data(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def one_step(
-    release: Release,
-    data: Path,
-    out: Path,
-    objective: Objective,
-    conditioning: Conditioning,
-    weights: Weights = "adapter",
-) -> None:
-    how = Recipe(
+def recipe(
+    objective: Objective, conditioning: Conditioning, weights: Weights = "adapter"
+) -> Recipe:
+    return Recipe(
         objective=objective, conditioning=conditioning, weights=weights, steps=1, batch=4,
         micro_batch=2, learning_rate=1e-3, warmup=0, beta=100.0, empty_prompts=0.3,
     )  # fmt: skip
+
+
+def one_step(release: Release, data: Path, out: Path, how: Recipe) -> None:
     assert train(Job(how, str(data), release.path, out, out / "work"))
     report = json.loads((out / "report.json").read_text())
     assert math.isfinite(report["last"][0]["loss"])
@@ -87,7 +86,7 @@ def test_what_is_prepared(release: Release, data: Path) -> None:
 def test_a_step_of_every_objective_moves_the_adapter(
     release: Release, data: Path, tmp_path: Path, objective: Objective, conditioning: Conditioning
 ) -> None:
-    one_step(release, data, tmp_path, objective, conditioning)
+    one_step(release, data, tmp_path, recipe(objective, conditioning))
     trained = load_file(tmp_path / "ip_adapter.safetensors")
     values = [x for key, x in trained.items() if "to_v_ip" in key]
     assert values and all(x.any() for x in values)  # they start at zero
@@ -97,15 +96,32 @@ def test_a_step_of_every_objective_moves_the_adapter(
 def test_a_step_of_a_lora(
     release: Release, data: Path, tmp_path: Path, conditioning: Conditioning
 ) -> None:
-    one_step(release, data, tmp_path, "dpo", conditioning, "lora")
+    one_step(release, data, tmp_path, recipe("dpo", conditioning, "lora"))
     trained = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     moved = [x for key, x in trained.items() if "lora_B" in key]  # they start at zero
     assert moved and all(x.any() for x in moved)
     assert (tmp_path / "ip_adapter.safetensors").exists() == (conditioning == "user")
 
 
+@pytest.mark.parametrize("name", ["pickapic-sdxl-ppd", "pickapic-sdxl-dpo"])
+def test_a_step_of_a_published_recipe(
+    release: Release, data: Path, tmp_path: Path, name: str
+) -> None:
+    """bfloat16, checkpointed gradients, Adafactor on all weights: as it is but for its length."""
+    how = named_recipe(name, steps=1, batch=4, micro_batch=2, warmup=0, learning_rate=1e-2)
+    assert how.bf16 and how.gradient_checkpointing
+    one_step(release, data, tmp_path, how)
+    if how.weights == "full":
+        before = load_file(release.backbone_path / "unet" / "diffusion_pytorch_model.safetensors")
+        after = load_file(tmp_path / "denoiser" / "diffusion_pytorch_model.safetensors")
+        for part in ("conv_in", "add_embedding.linear_1", "mid_block.attentions.0.proj_in"):
+            assert not torch.equal(before[f"{part}.weight"], after[f"{part}.weight"]), part
+    else:
+        assert load_file(tmp_path / "ip_adapter.safetensors")["ip_adapter.1.to_v_ip.weight"].any()
+
+
 def test_what_was_trained_is_served(release: Release, data: Path, tmp_path: Path) -> None:
-    one_step(release, data, tmp_path, "dpo", "user")
+    one_step(release, data, tmp_path, recipe("dpo", "user"))
     after = load_release(tmp_path / "release")
     after.check()
     user = User(np.random.default_rng(5).standard_normal((EMBEDDING_ROWS, EMBEDDING_DIM), "f4"))
