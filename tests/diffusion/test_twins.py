@@ -29,7 +29,7 @@ from ppd_serve.errors import InvalidInput, ReleaseError
 from ppd_serve.release import Release, write_release
 from tests.diffusion.test_isolation import embedding
 from tests.tiny_release import EMBEDDING_ROWS
-from tests.twins import TWINS
+from tests.twins.releases import TWINS
 
 SCHEDULERS: dict[str, Callable[..., Any]] = {
     "ddim": DDIMScheduler.from_config,

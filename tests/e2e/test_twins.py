@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.e2e.conftest import is_problem, pairs
 from tests.e2e.server import Server
-from tests.twins import TWINS
+from tests.twins.releases import TWINS
 
 pytestmark = pytest.mark.e2e
 

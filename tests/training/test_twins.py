@@ -17,7 +17,7 @@ from ppd_serve.diffusion.request import User
 from ppd_serve.release import Release, load_release
 from tests.tiny_release import EMBEDDING_DIM, EMBEDDING_ROWS
 from tests.training.shards import row
-from tests.twins import TWINS
+from tests.twins.releases import TWINS
 from training.data.choice_set import ChoiceSet
 from training.data.choices import choice_of
 from training.data.prepare import prepare
