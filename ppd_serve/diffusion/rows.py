@@ -3,7 +3,7 @@
 Nothing of a row depends on its neighbours: noise comes from its own generator on the CPU, guidance
 and schedule are its own numbers, and its users' tokens touch its own queries only.
 
-Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, D their width.
+Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, 2·P their keys and values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ppd_serve.diffusion.user_attention import UserAdapter
 
 @dataclass(eq=False)
 class Row:
-    """One picture being made. ``negative`` is None without guidance, ``tokens`` without a user."""
+    """One picture being made. ``negative`` is None without guidance, ``users`` without a user."""
 
     ticket: Ticket
     schedule: Schedule
@@ -34,7 +34,7 @@ class Row:
     x0_CHW: Tensor
     text: Text
     negative: Text | None
-    tokens_UTD: Tensor | None
+    users_UT2P: Tensor | None
     weights_U: Tensor
     started: float
     index: int = 0
@@ -85,10 +85,10 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     shape = backbone.latent_shape(request.width, request.height)
     weights = [weight * request.preference_scale for _, weight in request.users]
     present = [i for i, weight in enumerate(weights) if weight]
-    tokens = None
+    users = None
     if adapter is not None and present:
         embeddings = np.stack([request.users[i][0] for i in present])
-        tokens = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
+        users = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
     blank = torch.zeros(shape, device=backbone.device)
     row = Row(
         ticket=ticket,
@@ -98,8 +98,10 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
         x0_CHW=blank,
         text=backbone.encode(request.prompt),
         # As in diffusers, guidance of 1 or less asks for no second forward.
-        negative=backbone.encode(request.negative_prompt) if request.guidance_scale > 1 else None,
-        tokens_UTD=tokens,
+        negative=(
+            backbone.encode(request.negative_prompt or None) if request.guidance_scale > 1 else None
+        ),
+        users_UT2P=users,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         started=started,
     )
@@ -129,7 +131,7 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     if adapter is None:
         m = backbone.denoise(x[part], timesteps, text).float()
     else:
-        with adapter.condition(*_users(rows, len(part))):
+        with adapter.condition(*_users(rows)):
             m = backbone.denoise(x[part], timesteps, text).float()
     if guided:
         requests = [rows[i].request for i in guided]
@@ -156,22 +158,20 @@ def final_latents(rows: Sequence[Row]) -> Tensor:
     return torch.stack([row.x_CHW * row.schedule.end for row in rows])
 
 
-def _users(rows: Sequence[Row], batch: int) -> tuple[Tensor | None, Tensor | None]:
-    """Tokens ``[batch, U, T, D]`` and weights ``[batch, U]``; weight 0 for whoever is not there.
-
-    Only the first ``len(rows)`` of the batch can have users: the rest is the unguided half.
-    """
-    most = max((len(row.weights_U) for row in rows if row.tokens_UTD is not None), default=0)
+def _users(rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:
+    """Keys and values ``[B, U, T, 2, P]`` and weights ``[B, U]`` (0 for who is not there) of the
+    first B of the batch: the rest is the unguided half, and copies."""
+    most = max((len(row.weights_U) for row in rows if row.users_UT2P is not None), default=0)
     if not most:
         return None, None
-    first = next(row.tokens_UTD for row in rows if row.tokens_UTD is not None)
-    tokens = first.new_zeros(batch, most, *first.shape[1:])
-    weights = first.new_zeros(batch, most, dtype=torch.float32)
+    first = next(row.users_UT2P for row in rows if row.users_UT2P is not None)
+    users = first.new_zeros(len(rows), most, *first.shape[1:])
+    weights = first.new_zeros(len(rows), most, dtype=torch.float32)
     for i, row in enumerate(rows):
-        if row.tokens_UTD is not None:
-            tokens[i, : len(row.tokens_UTD)] = row.tokens_UTD
+        if row.users_UT2P is not None:
+            users[i, : len(row.users_UT2P)] = row.users_UT2P
             weights[i, : len(row.weights_U)] = row.weights_U
-    return tokens, weights
+    return users, weights
 
 
 def _guide(m: Tensor, negative: Tensor, scale_B: Tensor, rescale_B: Tensor) -> Tensor:
