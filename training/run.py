@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ppd_serve.release import Release, load_release, write_release
+from ppd_serve.release import Release, Source, load_release, write_release
 from training import processes
 from training.data.choice_set import ChoiceSet
 from training.data.studio import studio_set
@@ -90,17 +90,22 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
 def write_new_release(
     release: Release, job: Job, policy: Policy, measured: dict[str, Any] | None
 ) -> Release:
-    """The release with its adapter replaced by the new one: servable as it stands. It asks no
-    questions until ``fit-questions`` has seen how its own pictures answer to the embedding."""
+    """The release with its adapter replaced by the new one, or with its first: servable as it
+    stands. It asks no questions until ``fit-questions`` has seen how its own pictures answer to the
+    embedding."""
     path = job.out / "release"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(release.path, path)
-    assert release.manifest.adapter is not None and release.manifest.adapter.path is not None
-    policy.save_adapter(path / release.manifest.adapter.path, torch.float16)
+    adapter = release.manifest.adapter
+    if adapter is None or adapter.hub_id:
+        adapter = Source(path="adapter/ip_adapter.safetensors")
+    assert adapter.path is not None
+    policy.save_adapter(path / adapter.path, torch.float16)
     if (questions := release.manifest.questions) and questions.path:
         (path / questions.path).unlink()
     manifest = release.manifest.model_copy(
         update={
+            "adapter": adapter,
             "questions": None,
             "version": f"{release.version}+{job.recipe.name}",
             "training": {

@@ -30,7 +30,7 @@ def against_stock(subject: Subject, exact: Subject, steps: int) -> dict[str, Tab
         return found
 
     theirs, theirs_exact = stock(subject), stock(exact)
-    requests = [subject.request(SEED, steps=steps, negative_prompt="", guidance_rescale=0.0)]
+    requests = [subject.request(SEED, steps=steps)]
     with subject.engine(1) as engine:
         ours = latents(drawn(engine, requests))
     with exact.engine(1) as engine:

@@ -88,7 +88,7 @@ class Subject:
         self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config)
         with torch.inference_mode():
             return self.pipeline(
-                PROMPT, negative_prompt="", width=width, height=height,
+                PROMPT, width=width, height=height,
                 num_inference_steps=steps or self.defaults.steps,
                 guidance_scale=self.defaults.guidance_scale, num_images_per_prompt=count,
                 latents=latents, output_type="pil" if latents is None else "latent",

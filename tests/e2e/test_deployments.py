@@ -25,13 +25,14 @@ from ppd_serve.settings import Settings
 from tests.api.doubles import png
 from tests.e2e.server import Server
 from tests.tiny_release import make_tiny_release
+from tests.twins.releases import TWINS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
-TWINS: dict[str, Callable[[Path], object]] = {
+MINIATURES: dict[str, Callable[[Path], object]] = {
     "studio": make_tiny_release,
-    "sd15": make_tiny_release,
+    **{name.replace("_", "-"): make for name, make in TWINS.items()},
 }
 """By the name of the file, what writes a release of these models to a directory."""
 
@@ -43,13 +44,13 @@ NO_GPU = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=MINIATURES)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     config = DEPLOYMENTS / f"{request.param}.yaml"
     release = tmp_path_factory.mktemp("release")
-    TWINS[request.param](release)
+    MINIATURES[request.param](release)
     build(release, Settings.load(read_config(config)))
     server = Server(release, tmp_path_factory.mktemp("server"), config=config, **NO_GPU).start()
     yield server

@@ -1,0 +1,35 @@
+"""A release that has no adapter of its own yet gets one by training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ppd_serve.release import Source, write_release
+from tests.tiny_release import EMBEDDING_DIM, EMBEDDING_ROWS, make_tiny_release
+from training.policy import Policy
+from training.recipes import Recipe
+from training.run import Job, write_new_release
+
+
+@pytest.mark.parametrize(
+    "before", [None, Source(hub_id="h94/IP-Adapter", revision="0" * 40, path="a.safetensors")]
+)
+def test_training_puts_it_in_its_usual_place(tmp_path: Path, before: Source | None) -> None:
+    whole = make_tiny_release(tmp_path / "before")
+    shutil.rmtree(whole.path / "adapter")
+    release = write_release(whole.path, whole.manifest.model_copy(update={"adapter": before}))
+    policy = Policy(
+        release.load_backbone(), weights="adapter", conditioning="user",
+        embedding_shape=(EMBEDDING_ROWS, EMBEDDING_DIM),
+    )  # fmt: skip
+    how = Recipe(objective="dpo", conditioning="user")
+    job = Job(how, "studio", release.path, tmp_path / "out", tmp_path / "work")
+
+    trained = write_new_release(release, job, policy, None)
+
+    trained.check()
+    assert trained.manifest.adapter == Source(path="adapter/ip_adapter.safetensors")
+    assert trained.load_adapter(trained.load_backbone()) is not None
