@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from ppd_serve.diffusion.schedules import SCHEDULES
 from ppd_serve.errors import ReleaseError
 from ppd_serve.manifest import MANIFEST, PARTS, Manifest, Source, invalid, is_commit, read_manifest
 from ppd_serve.preferences.encoder import Quantisation, embedding_space
@@ -56,8 +55,6 @@ def build(
         manifest = Manifest.model_validate(before | said | parts | told)
     except ValidationError as error:
         raise invalid(error) from None
-    if manifest.defaults.sampler not in SCHEDULES:
-        raise ReleaseError(f"defaults.sampler: must be one of {', '.join(SCHEDULES)}")
     space = _embedding(Release(directory, manifest), dtype, quantisation)
     made = seal(directory, manifest.model_copy(update=space))
     made.check()

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -69,10 +70,18 @@ def tensors_size(name: str, file: Path) -> Size:
 
 
 def _on_meta(path: Path, library: str, kind: str) -> nn.Module:
-    if library not in ("diffusers", "transformers"):  # a pipeline of diffusers with its own models
-        library = f"diffusers.pipelines.{library}"
-    cls: Any = getattr(importlib.import_module(library), kind)
+    cls: Any = getattr(_module(library), kind)
     with torch.device("meta"):
         if library == "transformers":
             return cls(cls.config_class.from_pretrained(path))  # type: ignore[no-any-return]
         return cls.from_config(cls.load_config(path))  # type: ignore[no-any-return]
+
+
+def _module(library: str) -> ModuleType:
+    """What a pipeline's index means: a library, or a pipeline of diffusers with its own models."""
+    if library in ("diffusers", "transformers"):
+        return importlib.import_module(library)
+    try:
+        return importlib.import_module(f"diffusers.pipelines.{library}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"diffusers.pipelines.deprecated.{library}")
