@@ -5,6 +5,8 @@
 #   make bench       what it costs: over HTTP against stock diffusers, under too many callers, in the
 #                    engine, in training, and an index of a million users (2 GB); most of an hour.
 #                    All of it ends up in runs/bench/report.md and report.json
+#   make bench-gpu   production models in full size with random weights on this machine's GPU
+#                    (MODEL=sdxl PART=pictures for one of them; runs/gpu/report.md)
 #   make evaluate    how well it personalises: new users, held-out captions (an hour on two cores)
 #   make bootstrap   rebuild the default from nothing (some three hours on two cores; resumes)
 #
@@ -20,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint bench evaluate bootstrap
+.PHONY: help setup demo serve test lint bench bench-gpu evaluate bootstrap
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -60,3 +62,6 @@ bench: $(STAMP)
 	set -e; for figure in $(sort $(wildcard benchmarks/bench_*.py)); do \
 	    $(BIN)/python -m benchmarks.$$(basename $$figure .py); done
 	$(BIN)/python -m benchmarks.report
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu $(if $(MODEL),--model $(MODEL)) $(if $(PART),--part $(PART))

@@ -83,6 +83,12 @@ CASCADE_STAGE_B: Config = {
     "timestep_conditioning_type": ("sca",),
 }  # fmt: skip
 
+# h94/IP-Adapter, models/image_encoder
+CLIP_VIT_H: Config = {
+    "hidden_size": 1280, "intermediate_size": 5120, "projection_dim": 1024, "patch_size": 14,
+    "num_hidden_layers": 32, "num_attention_heads": 16, "image_size": 224,
+}  # fmt: skip
+
 # Qwen/Qwen2.5-VL-7B-Instruct
 QWEN_7B: Config = {
     "text_config": {
