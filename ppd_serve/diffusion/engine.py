@@ -13,6 +13,7 @@ those ahead of it have left, never for those behind.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -68,7 +69,10 @@ class Engine:
         self._queue: deque[Ticket] = deque()
         self._open = 0  # accepted and not yet ended: in the queue, in a row or between the two
         self._stopping = self._draining = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        made_in = contextvars.copy_context()  # torch's settings belong to a thread
+        self._thread = threading.Thread(
+            target=made_in.run, args=(self._run,), name="engine", daemon=True
+        )
         self._beat = time.monotonic()
         # Touched by the engine's thread alone:
         self._batch = Batch(backbone, adapter, self._settle)
