@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ppd_serve.diffusion.attention import use_attention_backend
+from ppd_serve.diffusion.request import GenerationRequest
 from ppd_serve.diffusion.schedules import Schedule
 from ppd_serve.errors import ReleaseError
 
@@ -25,27 +26,16 @@ Text = Mapping[str, Tensor]
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
-class Backbone(Protocol):
-    """One denoiser with its text encoder and autoencoder. ``encode`` may be called by any thread,
-    the rest by one thread at a time."""
+class Stage(Protocol):
+    """One denoising, from noise to a latent."""
 
     device: torch.device
-    dtype: torch.dtype
-    denoiser: nn.Module
-    samplers: tuple[str, ...]
-    scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``(C, h, w)`` of this picture size in pixels. InvalidInput if the model cannot do it."""
 
     def schedule(self, sampler: str, steps: int) -> Schedule:
         """The table of one of ``samplers``. InvalidInput for another name or step count."""
-
-    def encode(self, prompt: str) -> Text:
-        """One prompt, each tensor with a leading dimension of 1."""
-
-    def texts_found(self) -> tuple[int, int]:
-        """How often ``encode`` had a prompt's states at hand, and how often it made them."""
 
     def bucket(self, parts: int) -> int:
         """How many parts a forward for so many is given: more where only some sizes are compiled.
@@ -54,14 +44,45 @@ class Backbone(Protocol):
     def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
         """The model's output at each row's own timestep, ``[B, C, h, w]``."""
 
+    def preview(self, x0_BCHW: Tensor) -> np.ndarray | None:
+        """Roughly what estimates of clean latents show, cheaply: small uint8 ``[B, h, w, 3]``.
+        None where nothing cheap shows it."""
+
+
+class LaterStage(Stage, Protocol):
+    """It goes on from the latent of the stage before, and users have no say in it."""
+
+    def asked(self, request: GenerationRequest) -> GenerationRequest:
+        """What this stage is to do for a request: its own sampler, steps and guidance, nobody's
+        taste."""
+
+    def told(self, text: Text, latent_BCHW: Tensor) -> Text:
+        """What its denoiser is told: a prompt as ``encode`` gives it, and the latent before (zero
+        for what the picture is guided away from)."""
+
+
+class Backbone(Stage, Protocol):
+    """One denoiser with its text encoder and autoencoder, and what follows it. It is the first
+    stage itself, the one that users and training have to do with. ``encode`` may be called by any
+    thread, the rest by one thread at a time."""
+
+    dtype: torch.dtype
+    denoiser: nn.Module
+    samplers: tuple[str, ...]
+    scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
+    later: tuple[LaterStage, ...]  # what a picture goes through next, in this order
+
+    def encode(self, prompt: str) -> Text:
+        """One prompt, each tensor with a leading dimension of 1."""
+
+    def texts_found(self) -> tuple[int, int]:
+        """How often ``encode`` had a prompt's states at hand, and how often it made them."""
+
     def to_latents(self, pixels_B3HW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to latents ``[B, C, h, w]``: what training starts from."""
 
-    def preview(self, x0_BCHW: Tensor) -> np.ndarray:
-        """Roughly what estimates of clean latents show, cheaply: small uint8 ``[B, h, w, 3]``."""
-
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
-        """Final latents to pixels, uint8 ``[B, H, W, 3]``."""
+        """Final latents of the last stage to pixels, uint8 ``[B, H, W, 3]``."""
 
 
 def load_backbone(

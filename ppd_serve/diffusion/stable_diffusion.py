@@ -25,6 +25,8 @@ TEXTS_KEPT = 512
 class StableDiffusion:
     """A ``Backbone`` over the parts of a stock pipeline."""
 
+    later = ()
+
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self.denoiser = pipeline.unet.eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False)
