@@ -7,6 +7,7 @@ Everything that differs between models (Stable Diffusion, SDXL, Stable Cascade, 
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,13 @@ from ppd_serve.errors import ReleaseError
 Text = Mapping[str, Tensor]
 """What the denoiser is told of a prompt: dimension 0 is the batch, equal shapes for all prompts."""
 
+FAMILIES = {
+    "StableDiffusionPipeline": "ppd_serve.diffusion.stable_diffusion:StableDiffusion",
+    "StableCascadeCombinedPipeline": "ppd_serve.diffusion.stable_cascade:StableCascade",
+}
+"""The pipeline class that a directory names, and the class here that serves it: imported when one
+is loaded. Each has ``load(path, device, dtype)`` and ``compile()``."""
+
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -30,6 +38,7 @@ class Stage(Protocol):
     """One denoising, from noise to a latent."""
 
     device: torch.device
+    denoiser: nn.Module
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``(C, h, w)`` of this picture size in pixels. InvalidInput if the model cannot do it."""
@@ -67,7 +76,6 @@ class Backbone(Stage, Protocol):
     thread, the rest by one thread at a time."""
 
     dtype: torch.dtype
-    denoiser: nn.Module
     samplers: tuple[str, ...]
     scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
     later: tuple[LaterStage, ...]  # what a picture goes through next, in this order
@@ -103,16 +111,16 @@ def load_backbone(
         family = json.loads((path / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError):
         raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
-    if family == "StableDiffusionPipeline":
-        from ppd_serve.diffusion.stable_diffusion import StableDiffusion
-
-        backbone = StableDiffusion.load(path, device, dtype)
-        if attention_backend is not None:
-            use_attention_backend(backbone.denoiser, attention_backend)
-        if compile and backbone.device.type == "cuda":
-            backbone.compile()
-        return backbone
-    raise ReleaseError(f"{family} is not a backbone this server knows")
+    if family not in FAMILIES:
+        raise ReleaseError(f"{family} is not a backbone this server knows")
+    backbone = pkgutil.resolve_name(FAMILIES[family]).load(path, device, dtype)
+    if attention_backend is not None:
+        for stage in (backbone, *backbone.later):
+            use_attention_backend(stage.denoiser, attention_backend)
+    if compile and backbone.device.type == "cuda":
+        backbone.compile()
+    loaded: Backbone = backbone
+    return loaded
 
 
 def refuse_pickles(path: Path) -> None:
