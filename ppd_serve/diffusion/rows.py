@@ -3,7 +3,7 @@
 Nothing of a row depends on its neighbours: noise comes from its own generator on the CPU, guidance
 and schedule are its own numbers, and its users' tokens touch its own queries only.
 
-Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, D their width.
+Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, 2·P their keys and values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ppd_serve.diffusion.user_attention import UserAdapter
 
 @dataclass(eq=False)
 class Row:
-    """One picture being made, in one stage after the other. ``tokens`` is None without a user.
+    """One picture being made, in one stage after the other. ``users`` is None without a user.
 
     The fields from ``stage`` on are set by ``begin``: ``request`` is what is asked of that stage,
     ``negative`` None where nothing is guided.
@@ -34,7 +34,7 @@ class Row:
 
     ticket: Ticket
     generator: torch.Generator
-    tokens_UTD: Tensor | None
+    users_UT2P: Tensor | None
     weights_U: Tensor
     later: tuple[LaterStage, ...]
     steps: int  # of all stages together
@@ -117,14 +117,14 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     request = ticket.request
     weights = [weight * request.preference_scale for _, weight in request.users]
     present = [i for i, weight in enumerate(weights) if weight]
-    tokens = None
+    users = None
     if adapter is not None and present:
         embeddings = np.stack([request.users[i][0] for i in present])
-        tokens = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
+        users = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
     row = Row(
         ticket=ticket,
         generator=torch.Generator().manual_seed(request.seed),
-        tokens_UTD=tokens,
+        users_UT2P=users,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         later=backbone.later,
         steps=request.steps + sum(stage.asked(request).steps for stage in backbone.later),
@@ -145,7 +145,7 @@ def begin_next_stage(row: Row, backbone: Backbone) -> None:
     if request.guidance_scale > 1:
         nothing = torch.zeros_like(latent_BCHW)
         negative = stage.told(backbone.encode(request.negative_prompt), nothing)
-    row.later, row.tokens_UTD = tuple(later), None
+    row.later, row.users_UT2P = tuple(later), None
     row.begin(stage, request, text, negative)
 
 
@@ -171,7 +171,7 @@ def step_rows(rows: Sequence[Row], adapter: UserAdapter | None) -> list[bool]:
     if adapter is None:
         m = stage.denoise(x[part], timesteps, text).float()
     else:
-        with adapter.condition(*_users(rows, len(part))):
+        with adapter.condition(*_users(rows)):
             m = stage.denoise(x[part], timesteps, text).float()
     if guided:
         requests = [rows[i].request for i in guided]
@@ -198,22 +198,20 @@ def final_latents(rows: Sequence[Row]) -> Tensor:
     return torch.stack([row.latent_CHW for row in rows])
 
 
-def _users(rows: Sequence[Row], batch: int) -> tuple[Tensor | None, Tensor | None]:
-    """Tokens ``[batch, U, T, D]`` and weights ``[batch, U]``; weight 0 for whoever is not there.
-
-    Only the first ``len(rows)`` of the batch can have users: the rest is the unguided half.
-    """
-    most = max((len(row.weights_U) for row in rows if row.tokens_UTD is not None), default=0)
+def _users(rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:
+    """Keys and values ``[B, U, T, 2, P]`` and weights ``[B, U]`` (0 for who is not there) of the
+    first B of the batch: the rest is the unguided half, and copies."""
+    most = max((len(row.weights_U) for row in rows if row.users_UT2P is not None), default=0)
     if not most:
         return None, None
-    first = next(row.tokens_UTD for row in rows if row.tokens_UTD is not None)
-    tokens = first.new_zeros(batch, most, *first.shape[1:])
-    weights = first.new_zeros(batch, most, dtype=torch.float32)
+    first = next(row.users_UT2P for row in rows if row.users_UT2P is not None)
+    users = first.new_zeros(len(rows), most, *first.shape[1:])
+    weights = first.new_zeros(len(rows), most, dtype=torch.float32)
     for i, row in enumerate(rows):
-        if row.tokens_UTD is not None:
-            tokens[i, : len(row.tokens_UTD)] = row.tokens_UTD
+        if row.users_UT2P is not None:
+            users[i, : len(row.users_UT2P)] = row.users_UT2P
             weights[i, : len(row.weights_U)] = row.weights_U
-    return tokens, weights
+    return users, weights
 
 
 def _guide(m: Tensor, negative: Tensor, scale_B: Tensor, rescale_B: Tensor) -> Tensor:

@@ -8,8 +8,12 @@ image embedding stood, and a weight per row and per user::
 ``W'`` has no bias and ``W'_v`` starts at zero, so a new adapter, a zero embedding and a zero weight
 all give the base model's output bit for bit (at equal batch composition).
 
+Nothing but the queries changes from step to step, so ``project`` goes all the way from an embedding
+to the keys and values of every branch: the engine does it once for a request.
+
 Shapes: B rows of the batch, U users of a row, R rows of an embedding, E its width, T user tokens
-(``tokens_per_row · R``), D the cross-attention width, Q query positions, H heads.
+(``tokens_per_row · R``), D the cross-attention width, 2 keys and values, P the inner widths of all
+branches one after the other, I that of one, Q query positions, H heads.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +39,10 @@ from ppd_serve.errors import ReleaseError
 
 @dataclass
 class Condition:
-    """Who the rows of the forward now running are drawn for; ``tokens`` is None for nobody."""
+    """Who the first rows of the forward now running are drawn for, the values weighted; None for
+    nobody."""
 
-    tokens_BUTD: Tensor | None = None
-    weights_BU: Tensor | None = None
+    users_BUT2P: Tensor | None = None
 
 
 class UserProjection(nn.Module):
@@ -69,26 +74,24 @@ class UserAttention(nn.Module):
         self.to_v_ip = nn.Linear(token_dim, inner_dim, bias=False)
         nn.init.zeros_(self.to_v_ip.weight)
 
-    def forward(self, query_BHQd: Tensor, condition: Condition) -> Tensor:
-        """Weighted sum over a row's users of their separate attentions, ``[B, H, Q, head_dim]``.
+    def project(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, ``[B, T, I]`` each."""
+        return self.to_k_ip(tokens_BTD), self.to_v_ip(tokens_BTD)
 
-        Users are laid beside the heads, never beside the tokens or the rows: no softmax ever sees
-        two users, and no row another row's.
-        """
-        tokens_BUTD, weights_BU = condition.tokens_BUTD, condition.weights_BU
-        assert tokens_BUTD is not None and weights_BU is not None
-        B, H, Q, d = query_BHQd.shape
-        U, T = tokens_BUTD.shape[1:3]
-        if tokens_BUTD.shape[0] != B:
-            raise ValueError(f"user tokens for {tokens_BUTD.shape[0]} rows, forward has {B}")
 
-        def heads(x: Tensor) -> Tensor:
-            return x.view(B, U, T, H, d).transpose(2, 3).reshape(B, U * H, T, d)
+def attend(query_BHQd: Tensor, users_BUT2I: Tensor) -> Tensor:
+    """Sum over a row's users of their separate attentions, ``[B, H, Q, d]``.
 
-        key = heads(self.to_k_ip(tokens_BUTD)).to(query_BHQd.dtype)
-        value = heads(self.to_v_ip(tokens_BUTD)).to(query_BHQd.dtype)
-        out = F.scaled_dot_product_attention(query_BHQd.repeat(1, U, 1, 1), key, value)
-        return (out.view(B, U, H, Q, d) * weights_BU.to(out.dtype).view(B, U, 1, 1, 1)).sum(1)
+    Users are laid beside the heads, never beside the tokens or the rows: no softmax ever sees two
+    users, and no row another row's.
+    """
+    B, H, Q, d = query_BHQd.shape
+    U, T = users_BUT2I.shape[1:3]
+    laid = users_BUT2I.view(B, U, T, 2, H, d).permute(3, 0, 1, 4, 2, 5)
+    key, value = laid.to(query_BHQd.dtype).reshape(2, B, U * H, T, d)
+    query = query_BHQd.unsqueeze(1).expand(B, U, H, Q, d).reshape(B, U * H, Q, d)
+    first, *others = F.scaled_dot_product_attention(query, key, value).chunk(U, 1)
+    return sum(others, first)
 
 
 class UserAttnProcessor(PlainAttnProcessor):
@@ -98,20 +101,21 @@ class UserAttnProcessor(PlainAttnProcessor):
     """
 
     def __init__(
-        self,
-        branch: UserAttention,
-        condition: Condition,
-        backend: AttentionBackendName | None = None,
+        self, condition: Condition, own: slice, backend: AttentionBackendName | None = None
     ) -> None:
+        """``own``: where this attention's keys and values are among all branches'."""
         super().__init__(backend)
-        self.branch = branch
         self.condition = condition
+        self.own = own
 
     def beside(self, query_BHQd: Tensor) -> Tensor | None:
-        if self.condition.tokens_BUTD is None:
+        users_BUT2P = self.condition.users_BUT2P
+        if users_BUT2P is None:
             return None
-        out: Tensor = self.branch(query_BHQd, self.condition)
-        return out
+        drawn, rows = len(users_BUT2P), len(query_BHQd)
+        if drawn > rows:
+            raise ValueError(f"users for {drawn} rows, the forward has {rows}")
+        return attend(query_BHQd[:drawn], users_BUT2P[..., self.own])
 
 
 class UserAdapter(nn.Module):
@@ -138,10 +142,11 @@ class UserAdapter(nn.Module):
             UserAttention(self.token_dim, attn.to_k.out_features) for attn in attentions
         )
         self._condition = Condition()
-        for attn, branch in zip(attentions, self.branches, strict=True):
-            assert isinstance(branch, UserAttention)
+        place = 0
+        for attn in attentions:
+            own = slice(place, place := place + attn.to_k.out_features)
             backend = getattr(attn.processor, "_attention_backend", None)  # stays as it was chosen
-            attn.set_processor(UserAttnProcessor(branch, self._condition, backend))
+            attn.set_processor(UserAttnProcessor(self._condition, own, backend))
 
     @classmethod
     def for_unet(cls, unet: nn.Module, embedding_dim: int, tokens_per_row: int = 4) -> UserAdapter:
@@ -194,27 +199,32 @@ class UserAdapter(nn.Module):
         save_file({key: x.contiguous() for key, x in self._file_tensors().items()}, path)
 
     def project(self, embedding_BRE: Tensor) -> Tensor:
-        """Embeddings ``[B, rows, dim]`` to user tokens ``[B, tokens_per_row·rows, token_dim]``."""
-        return self.projection(embedding_BRE)
+        """Embeddings ``[B, rows, dim]`` to all branches' keys and values, ``[B, T, 2, P]``."""
+        tokens_BTD = self.projection(embedding_BRE)
+        each = [cast(UserAttention, branch).project(tokens_BTD) for branch in self.branches]
+        keys, values = (torch.cat(all_branches, -1) for all_branches in zip(*each, strict=True))
+        return torch.stack([keys, values], -2)
 
     @contextmanager
     def condition(
-        self, tokens_BUTD: Tensor | None, weights_BU: Tensor | None = None
+        self, users_BUT2P: Tensor | None, weights_BU: Tensor | None = None
     ) -> Iterator[None]:
-        """Forwards inside are drawn for these users; ``None`` is the plain base.
+        """Forwards inside draw their first B rows for these users, further rows for nobody; None
+        is the plain base.
 
-        A row without a user has weight 0 (its tokens may be anything finite); weights default to 1.
-        With gradient checkpointing, call ``backward`` inside too: it runs the forward again.
+        A row without a user has weight 0 (what it attends to may be anything finite); weights
+        default to 1. With gradient checkpointing, call ``backward`` inside too: it runs the
+        forward again.
         """
-        if tokens_BUTD is not None and weights_BU is None:
-            weights_BU = tokens_BUTD.new_ones(tokens_BUTD.shape[:2])
+        if users_BUT2P is not None and weights_BU is not None:
+            scale_BU2 = torch.stack([torch.ones_like(weights_BU), weights_BU], -1)
+            users_BUT2P = users_BUT2P * scale_BU2[:, :, None, :, None].to(users_BUT2P.dtype)
         now = self._condition
-        before = now.tokens_BUTD, now.weights_BU
-        now.tokens_BUTD, now.weights_BU = tokens_BUTD, weights_BU
+        before, now.users_BUT2P = now.users_BUT2P, users_BUT2P
         try:
             yield
         finally:
-            now.tokens_BUTD, now.weights_BU = before
+            now.users_BUT2P = before
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything but the two biases that stay at zero."""
