@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import diffusers
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ FAMILIES = {
 }
 """The pipeline class that a directory names, and the class here that serves it: imported when one
 is loaded. Each has ``load(path, device, dtype)`` and ``compile()``."""
+
+DENOISERS = ("unet", "prior_prior")
+"""What pipelines call the first stage's denoiser."""
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
@@ -107,10 +111,7 @@ def load_backbone(
     diffusers' dispatcher, None torch's own choice.
     """
     refuse_pickles(path)
-    try:
-        family = json.loads((path / "model_index.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError):
-        raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
+    family = _index(path)["_class_name"]
     if family not in FAMILIES:
         raise ReleaseError(f"{family} is not a backbone this server knows")
     backbone = pkgutil.resolve_name(FAMILIES[family]).load(path, device, dtype)
@@ -121,6 +122,29 @@ def load_backbone(
         backbone.compile()
     loaded: Backbone = backbone
     return loaded
+
+
+def empty_denoiser(path: Path) -> nn.Module:
+    """The first stage's denoiser of a directory without its weights, on the meta device: what
+    adapters fit is told by its shapes. ReleaseError if the directory names none."""
+    index = _index(path)
+    for part in DENOISERS:
+        if part in index:
+            kind = getattr(diffusers, index[part][1])
+            with torch.device("meta"):
+                denoiser: nn.Module = kind.from_config(kind.load_config(path / part))
+            return denoiser
+    raise ReleaseError(f"{path.name} holds no denoiser that this server knows")
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """What a pipeline says of itself."""
+    try:
+        index: dict[str, Any] = json.loads((path / "model_index.json").read_text())
+        index["_class_name"]
+    except (OSError, ValueError, KeyError):
+        raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
+    return index
 
 
 def refuse_pickles(path: Path) -> None:

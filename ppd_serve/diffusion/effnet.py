@@ -80,7 +80,7 @@ class _Block(nn.Module):
         super().__init__()
         wide = inputs * widen
         if fused and widen == 1:
-            layers = [_conv(inputs, outputs, 3, stride=stride)]
+            layers: list[nn.Module] = [_conv(inputs, outputs, 3, stride=stride)]
         elif fused:
             layers = [_conv(inputs, wide, 3, stride=stride), _conv(wide, outputs, 1, active=False)]
         else:

@@ -5,18 +5,11 @@ Stage C makes a small, semantic latent of a prompt and is where users have their
 nobody's taste is in. The steps are those of diffusers' prior and decoder pipelines, so that its
 pictures can be compared.
 
-The directory is what ``StableCascadeCombinedPipeline.save_pretrained`` writes. The checkpoint is
-published in two halves, which become one directory once::
-
-    how = {"variant": "bf16", "torch_dtype": torch.bfloat16}
-    c = StableCascadePriorPipeline.from_pretrained("stabilityai/stable-cascade-prior", **how)
-    b = StableCascadeDecoderPipeline.from_pretrained("stabilityai/stable-cascade", **how)
-    parts = {f"prior_{name}": part for name, part in c.components.items()}
-    StableCascadeCombinedPipeline(**parts, **b.components).save_pretrained("backbone")
-
-Both halves read a prompt with the same text encoder, so one is loaded; image prompts are not
-served. For training, put ``effnet_encoder.safetensors`` of stabilityai/stable-cascade beside
-``model_index.json`` (see ``effnet.py``).
+The directory is what ``StableCascadeCombinedPipeline.save_pretrained`` writes;
+``cascade_halves.py`` makes it of the checkpoint's two published halves. Both read a prompt with the
+same text encoder, so only Stage C's is loaded; image prompts are not served. For training, put
+``effnet_encoder.safetensors`` of stabilityai/stable-cascade beside ``model_index.json`` (see
+``effnet.py``).
 
 Sizes: diffusers makes cells of 42.67 pixels in Stage C, and 10.67 of Stage B's in each of them,
 rounded both times. Only multiples of 128 pixels (3 cells, 32 of Stage B's) come out as asked.
@@ -28,12 +21,15 @@ import threading
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableCascadeCombinedPipeline, StableCascadeUNet
+from diffusers import DDPMWuerstchenScheduler, StableCascadeUNet
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from ppd_serve.diffusion.backbone import Text
 from ppd_serve.diffusion.effnet import CELL, FILE, EfficientNetEncoder
@@ -48,7 +44,6 @@ TEXTS_KEPT = 512
 MULTIPLE, LARGEST, MOST_STEPS = 128, 2048, 1000
 CELLS_C, CELLS_B = 3, 32  # latent cells along a side of MULTIPLE pixels
 VQGAN_SCALE = MULTIPLE // CELLS_B
-LEFT_OUT = ("tokenizer", "text_encoder", "prior_image_encoder", "prior_feature_extractor")
 
 
 class _CascadeStage:
@@ -95,9 +90,11 @@ class StageB(_CascadeStage):
     """From Stage C's latent to the VQGAN's. ``steps`` and ``guidance_scale`` are the stock
     pipeline's; guidance of 1 or less is none."""
 
-    def __init__(self, pipeline: StableCascadeCombinedPipeline) -> None:
-        super().__init__(pipeline.decoder, pipeline.scheduler.config, CELLS_B)
-        self._vqgan = pipeline.vqgan.eval().requires_grad_(False)
+    def __init__(
+        self, unet: StableCascadeUNet, scheduler_config: Config, vqgan: PaellaVQModel
+    ) -> None:
+        super().__init__(unet, scheduler_config, CELLS_B)
+        self._vqgan = vqgan.eval().requires_grad_(False)
         self.steps, self.guidance_scale = 10, 0.0
 
     def asked(self, request: GenerationRequest) -> GenerationRequest:
@@ -153,30 +150,51 @@ class StableCascade(_CascadeStage):
         sampler=NAME,
     )
 
-    def __init__(self, pipeline: StableCascadeCombinedPipeline, effnet: Path) -> None:
-        super().__init__(pipeline.prior_prior, pipeline.prior_scheduler.config, CELLS_C)
-        self._text_encoder = pipeline.prior_text_encoder.eval().requires_grad_(False)
-        self._tokenizer = pipeline.prior_tokenizer
+    def __init__(
+        self,
+        unet: StableCascadeUNet,
+        scheduler_config: Config,
+        text_encoder: CLIPTextModelWithProjection,
+        tokenizer: Any,
+        stage_b: StageB,
+        effnet: Path,
+    ) -> None:
+        """``effnet`` is the file of the encoder's weights, read when training asks for latents."""
+        super().__init__(unet, scheduler_config, CELLS_C)
+        self._text_encoder = text_encoder.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._stage_b = stage_b
         self._effnet = effnet
-        self._stage_b = StageB(pipeline)
-        self.later = (self._stage_b,)
+        self.later = (stage_b,)
         self._text_lock = threading.Lock()
         self.encode = lru_cache(TEXTS_KEPT)(self._encode)
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> StableCascade:
-        """From a directory; ReleaseError if its parts cannot be read."""
+        """From a directory; ReleaseError if its parts cannot be read.
+
+        Part by part: diffusers 0.42 no longer finds the VQGAN's class by the name that pipelines
+        have in ``model_index.json``, so it loads none of Stable Cascade's whole.
+        """
+
+        def part(kind: Any, name: str) -> Any:
+            loaded = kind.from_pretrained(
+                path, subfolder=name, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+            return loaded.to(device)
+
         try:
-            pipeline = StableCascadeCombinedPipeline.from_pretrained(
-                path,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                **dict.fromkeys(LEFT_OUT),
+            vqgan, b = part(PaellaVQModel, "vqgan"), part(StableCascadeUNet, "decoder")
+            return cls(
+                part(StableCascadeUNet, "prior_prior"),
+                DDPMWuerstchenScheduler.load_config(path / "prior_scheduler"),
+                part(CLIPTextModelWithProjection, "prior_text_encoder"),
+                AutoTokenizer.from_pretrained(path / "prior_tokenizer", local_files_only=True),
+                StageB(b, DDPMWuerstchenScheduler.load_config(path / "scheduler"), vqgan),
+                path / FILE,
             )
         except (OSError, ValueError, KeyError) as error:
             raise ReleaseError(f"cannot load the backbone {path.name}: {error}") from error
-        return cls(pipeline.to(device), path / FILE)
 
     def compile(self, backend: str = "inductor") -> None:
         super().compile(backend)

@@ -1,0 +1,1 @@
+"""Production checkpoints' classes at toy size with random weights, saved as releases."""
