@@ -179,7 +179,7 @@ class StableCascade(_CascadeStage):
 
         def part(kind: Any, name: str) -> Any:
             loaded = kind.from_pretrained(
-                path, subfolder=name, dtype=dtype, use_safetensors=True, local_files_only=True
+                path / name, dtype=dtype, use_safetensors=True, local_files_only=True
             )
             return loaded.to(device)
 
