@@ -2,6 +2,19 @@
 
 Everything that differs between models (Stable Diffusion, SDXL, Stable Cascade, …) sits behind
 ``Backbone``: one file per family, chosen by the pipeline class that the directory itself names.
+
+What a diffusion transformer (SD 3.5, FLUX) would need beyond its own file:
+
+- A user attention for joint blocks: text and picture share one attention there, so the user's
+  tokens are read by the picture's queries alone, and the result added to its half of the output.
+  ``UserAdapter`` finds UNet attentions today; stock diffusers' IP-Adapter files for these models
+  have other keys.
+- The latents' packing (FLUX: 2×2 cells to a token, with position ids) inside ``denoise``, so that
+  rows stay ``[C, h, w]``; and the autoencoder's ``shift_factor``.
+- FLUX's guidance as an input in place of a second forward: one more tensor of ``Text``.
+- ``schedules.py`` has the flow tables; FLUX's shift depends on the size (``use_dynamic_shifting``,
+  refused today), so ``Backbone.schedule`` would be told the latent's shape.
+- A T5 encoder beside CLIP, whose states are far longer: ``TEXTS_KEPT`` counts prompts, not bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +40,7 @@ Text = Mapping[str, Tensor]
 
 FAMILIES = {
     "StableDiffusionPipeline": "ppd_serve.diffusion.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "ppd_serve.diffusion.sdxl:StableDiffusionXL",
     "StableCascadeCombinedPipeline": "ppd_serve.diffusion.stable_cascade:StableCascade",
 }
 """The pipeline class that a directory names, and the class here that serves it: imported when one
@@ -84,8 +98,10 @@ class Backbone(Stage, Protocol):
     scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
     later: tuple[LaterStage, ...]  # what a picture goes through next, in this order
 
-    def encode(self, prompt: str) -> Text:
-        """One prompt, each tensor with a leading dimension of 1."""
+    def encode(self, prompt: str | None) -> Text:
+        """One prompt, each tensor with a leading dimension of 1; long ones are cut. None is no
+        prompt at all, which guidance leads away from if no negative prompt is given: what the model
+        was trained with then, not always an empty prompt."""
 
     def texts_found(self) -> tuple[int, int]:
         """How often ``encode`` had a prompt's states at hand, and how often it made them."""

@@ -132,7 +132,7 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     )
     # As in diffusers, guidance of 1 or less asks for no second forward.
     guided = request.guidance_scale > 1
-    negative = backbone.encode(request.negative_prompt) if guided else None
+    negative = backbone.encode(request.negative_prompt or None) if guided else None
     row.begin(backbone, request, backbone.encode(request.prompt), negative)
     return row
 
@@ -144,7 +144,7 @@ def begin_next_stage(row: Row, backbone: Backbone) -> None:
     text, negative = stage.told(backbone.encode(request.prompt), latent_BCHW), None
     if request.guidance_scale > 1:
         nothing = torch.zeros_like(latent_BCHW)
-        negative = stage.told(backbone.encode(request.negative_prompt), nothing)
+        negative = stage.told(backbone.encode(request.negative_prompt or None), nothing)
     row.later, row.users_UT2P = tuple(later), None
     row.begin(stage, request, text, negative)
 

@@ -37,10 +37,10 @@ from ppd_serve.diffusion.grids import Config
 from ppd_serve.diffusion.preview import LinearPreview, fit_preview
 from ppd_serve.diffusion.request import Defaults, GenerationRequest
 from ppd_serve.diffusion.schedules import Schedule
+from ppd_serve.diffusion.unet_backbone import TEXTS_KEPT, words
 from ppd_serve.diffusion.wuerstchen import NAME, wuerstchen
 from ppd_serve.errors import InvalidInput, ReleaseError
 
-TEXTS_KEPT = 512
 MULTIPLE, LARGEST, MOST_STEPS = 128, 2048, 1000
 CELLS_C, CELLS_B = 3, 32  # latent cells along a side of MULTIPLE pixels
 VQGAN_SCALE = MULTIPLE // CELLS_B
@@ -200,19 +200,15 @@ class StableCascade(_CascadeStage):
         super().compile(backend)
         self._stage_b.compile(backend)
 
-    def _encode(self, prompt: str) -> Text:
+    def _encode(self, prompt: str | None) -> Text:
         """``states``: the last hidden state, ``[1, tokens, dim]``; ``pooled``: its projected
-        summary, ``[1, 1, dim]``; long prompts are cut."""
+        summary, ``[1, 1, dim]``."""
         with self._text_lock, torch.inference_mode():  # fast tokenizers are not thread-safe
-            words = self._tokenizer(
-                prompt,
-                padding="max_length",
-                max_length=self._tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self.device)
+            prompted = words(self._tokenizer, prompt or "").to(self.device)
             read = self._text_encoder(
-                words.input_ids, attention_mask=words.attention_mask, output_hidden_states=True
+                prompted.input_ids,
+                attention_mask=prompted.attention_mask,
+                output_hidden_states=True,
             )
             return {"states": read.hidden_states[-1], "pooled": read.text_embeds[:, None]}
 

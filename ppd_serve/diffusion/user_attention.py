@@ -171,14 +171,17 @@ class UserAdapter(nn.Module):
         attentions = _cross_attentions(unet)
         weight = state.get("image_proj.proj.weight")
         if weight is None or weight.shape[0] % (width := attentions[0].to_k.in_features):
-            raise ReleaseError("the adapter's projection does not fit this backbone")
+            raise ReleaseError(
+                f"{Path(path).name} is of another backbone: its projection does not fit"
+            )
         adapter = cls(attentions, weight.shape[1], weight.shape[0] // width)
         own = adapter._file_tensors()
         misfits = sorted(own.keys() ^ state.keys()) + [
             key for key in own.keys() & state.keys() if own[key].shape != state[key].shape
         ]
         if misfits:
-            raise ReleaseError(f"the adapter is of another backbone: {', '.join(misfits[:3])} …")
+            named = ", ".join(misfits[:3])
+            raise ReleaseError(f"{Path(path).name} is of another backbone: {named} …")
         if any(state[key].any() for key in state if key.endswith(".bias")):
             raise ReleaseError("the adapter has biases: a zero embedding would move the picture")
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Production checkpoints' classes at toy size with random weights, saved as releases."""
+"""The classes of real checkpoints at toy size, random weights, in the files that the hub has."""

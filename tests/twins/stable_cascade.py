@@ -2,62 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import DDPMWuerstchenScheduler, StableCascadeCombinedPipeline, StableCascadeUNet
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from ppd_serve.diffusion.stable_cascade import StableCascade
 from ppd_serve.diffusion.user_attention import UserAdapter
-from ppd_serve.preferences.encoder import embedding_space
-from ppd_serve.release import Manifest, Release, Source, write_release
-from tests.tiny_encoder import DIM, ROWS, make_tiny_encoder
+from ppd_serve.release import Release
+from tests.tiny_encoder import make_tiny_encoder
 from tests.tiny_release import byte_tokenizer
+from tests.twins.writing import MakeEncoder, clip_config, write_twin
 
 STATES, POOLED = 24, 20  # widths: text states, pooled text
 RESIDUAL, TIMESTEP, ATTENTION = "SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"
 
 
 def make_stable_cascade(
-    path: Path,
-    *,
-    make_encoder: Callable[[Path, int], Path] | None = make_tiny_encoder,
-    seed: int = 0,
+    path: Path, *, make_encoder: MakeEncoder | None = make_tiny_encoder, seed: int = 0
 ) -> Release:
-    """A release with an adapter on Stage C that shows. Without an encoder, embeddings are the tiny
-    one's shape."""
     pipeline = stable_cascade_pipeline(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapter = UserAdapter.for_unet(pipeline.prior_prior, DIM)
-        for branch in adapter.branches:
-            nn.init.normal_(branch.to_v_ip.weight, std=0.5)
-    adapter.save(path / "adapter" / "ip_adapter.safetensors")
-    pipeline.save_pretrained(path / "backbone", safe_serialization=True)
-    encoder = space = None
-    if make_encoder is not None:
-        space = embedding_space(
-            make_encoder(path / "encoder", seed), dtype="float32", quantisation=None
-        )
-        encoder = Source(path="encoder")
-    return write_release(
+    return write_twin(
         path,
-        Manifest(
-            name="stable-cascade-twin",
-            version="1.0",
-            backbone=Source(path="backbone"),
-            adapter=Source(path="adapter/ip_adapter.safetensors"),
-            encoder=encoder,
-            embedding_space=space,
-            embedding_shape=(ROWS, DIM),
-            defaults=replace(StableCascade.usual, sizes=((128, 128), (128, 256)), steps=4),
-            example_prompts=["a red house by the sea"],
-        ),
+        "stable-cascade-twin",
+        pipeline,
+        partial(UserAdapter.for_unet, pipeline.prior_prior),
+        replace(StableCascade.usual, sizes=((128, 128), (128, 256)), steps=4),
+        make_encoder=make_encoder,
+        seed=seed,
     )
 
 
@@ -68,18 +45,7 @@ def stable_cascade_pipeline(seed: int = 0) -> StableCascadeCombinedPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_encoder = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=STATES,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                projection_dim=POOLED,
-                max_position_embeddings=16,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            clip_config(tokenizer, STATES, projection_dim=POOLED)
         )
         stage_c = StableCascadeUNet(
             timestep_ratio_embedding_dim=8,
