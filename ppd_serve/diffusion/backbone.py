@@ -71,10 +71,6 @@ class Stage(Protocol):
     def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
         """The model's output at each row's own timestep, ``[B, C, h, w]``."""
 
-    def preview(self, x0_BCHW: Tensor) -> np.ndarray | None:
-        """Roughly what estimates of clean latents show, cheaply: small uint8 ``[B, h, w, 3]``.
-        None where nothing cheap shows it."""
-
 
 class LaterStage(Stage, Protocol):
     """It goes on from the latent of the stage before, and users have no say in it."""
@@ -109,8 +105,17 @@ class Backbone(Stage, Protocol):
     def to_latents(self, pixels_B3HW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to latents ``[B, C, h, w]``: what training starts from."""
 
+    def preview(self, x0_BCHW: Tensor) -> np.ndarray:
+        """Roughly what estimates of the last stage's clean latents show, cheaply: small uint8
+        ``[B, h, w, 3]``."""
+
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         """Final latents of the last stage to pixels, uint8 ``[B, H, W, 3]``."""
+
+
+def last_asked(request: GenerationRequest, backbone: Backbone) -> GenerationRequest:
+    """What the last stage is to do for a request: that of the steps which have previews."""
+    return backbone.later[-1].asked(request) if backbone.later else request
 
 
 def load_backbone(

@@ -122,13 +122,13 @@ class Batch:
             self._leave(row, _failure(row.ticket, error))
 
     def _report(self, rows: list[Row]) -> None:
-        """Tell the tickets of a group. A preview that cannot be made is left out."""
+        """Tell their tickets. A preview that cannot be made is left out."""
         shown = [row for row in rows if row.wants_preview]
         previews: dict[Row, np.ndarray] = {}
         if shown:
             try:
-                pixels = shown[0].stage.preview(torch.stack([row.x0_CHW for row in shown]))
-                previews = {} if pixels is None else dict(zip(shown, pixels, strict=True))
+                pixels = self._backbone.preview(torch.stack([row.x0_CHW for row in shown]))
+                previews = dict(zip(shown, pixels, strict=True))
             except Exception:
                 log.exception("no preview could be made")
         for row in rows:

@@ -90,9 +90,9 @@ class Row:
 
     @property
     def wants_preview(self) -> bool:
-        """After the step just done."""
-        every = self.ticket.request.preview_every
-        return every > 0 and self.done % every == 0
+        """After the step just done. Only the last stage's latents are those a decoder knows."""
+        every = self.request.preview_every
+        return not self.later and every > 0 and self.index % every == 0
 
     def noise(self) -> Tensor:
         """Drawn on the CPU in float32, so it is the same on every device; and the same again until

@@ -238,8 +238,8 @@ class StableCascade(_CascadeStage):
     def _encoder(self) -> EfficientNetEncoder:
         return EfficientNetEncoder.load(self._effnet).to(self.device, self.dtype)
 
-    def preview(self, x0_BCHW: Tensor) -> None:
-        """Nothing cheap shows a semantic latent; Stage B's steps have previews."""
+    def preview(self, x0_BCHW: Tensor) -> np.ndarray:
+        return self._stage_b.preview(x0_BCHW)
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         return self._stage_b.decode(latents_BCHW)

@@ -19,6 +19,7 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ppd_serve.actors import Diffuser
 from ppd_serve.diffusion.backbone import Backbone, load_backbone
 from ppd_serve.diffusion.cascade_halves import join
 from ppd_serve.diffusion.effnet import FILE, EfficientNetEncoder
@@ -30,7 +31,9 @@ from ppd_serve.diffusion.ticket import Progress, Ticket
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.diffusion.wuerstchen import wuerstchen
 from ppd_serve.errors import Cancelled, InvalidInput, ReleaseError
+from ppd_serve.gateway.ports import DrawRequest
 from ppd_serve.release import Release
+from ppd_serve.settings import DiffuserPart
 from tests.diffusion.test_isolation import embedding
 from tests.tiny_encoder import DIM, ROWS
 from tests.tiny_release import make_tiny_release
@@ -267,8 +270,20 @@ def test_counts_all_steps_and_shows_stage_b(release: Release, backbone: StableCa
     steps = release.defaults.steps + STEPS_B
     assert [(p.step, p.steps) for p in seen] == [(i + 1, steps) for i in range(steps)]
     shown = {p.step: p.preview for p in seen if p.preview is not None}
-    assert list(shown) == [6, 9, 12], "Stage C's latents show nothing cheaply"
+    assert list(shown) == [steps - STEPS_B + i for i in (3, 6, 9)]
     assert all(p.dtype == np.uint8 and p.shape[-1] == 3 for p in shown.values())
+
+
+def test_its_diffuser_shows_as_many_previews_as_are_asked_for(release: Release) -> None:
+    """Of Stage B's steps, whatever Stage C's are: after the fourth and the eighth of ten."""
+    actor = Diffuser(str(release.path), DiffuserPart(threads=1, rows=2, queue=4))
+    asked = DrawRequest(
+        prompt="a boat", negative_prompt="", seeds=[7], width=128, height=128, steps=None,
+        guidance_scale=None, sampler=None, preference_scale=None, users=[], previews=2,
+    )  # fmt: skip
+    wanted = actor._wanted(asked, 0)
+    assert (wanted.steps, wanted.preview_every) == (release.defaults.steps, 4)
+    actor._engine.stop()
 
 
 def test_cancelled_in_stage_b(
