@@ -28,7 +28,7 @@ class Noising(Protocol):
 
 def noising_of(scheduler_config: Mapping[str, Any]) -> Noising:
     """ValueError for a model that cannot be trained here."""
-    if scheduler_config.get("_class_name") == "DDPMWuerstchenScheduler":
+    if scheduler_config.get("_class_name") == DDPMWuerstchenScheduler.__name__:
         return Cosine(scheduler_config)
     return Discrete(scheduler_config)
 

@@ -57,6 +57,7 @@ class _CascadeStage:
         self._cells = cells
         self._compiled = False
         self._schedule = lru_cache(64)(partial(wuerstchen, self.scheduler_config))
+        self._schedule(1)  # a config that no table can sample is refused now
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile the denoiser's blocks for batches of 1, 2, 4, 8, …, each in its first forward."""

@@ -16,12 +16,17 @@ from diffusers import DDPMWuerstchenScheduler
 
 from ppd_serve.diffusion.grids import Config
 from ppd_serve.diffusion.schedules import Schedule, Step
+from ppd_serve.errors import ReleaseError
 
 NAME = "wuerstchen"
+CLASS = DDPMWuerstchenScheduler.__name__
 
 
 def wuerstchen(config: Config, steps: int) -> Schedule:
-    """The table of a ``DDPMWuerstchenScheduler`` of this config; the model predicts the noise."""
+    """The table of a ``DDPMWuerstchenScheduler`` of this config; the model predicts the noise.
+    ReleaseError for another class's."""
+    if config.get("_class_name") != CLASS:
+        raise ReleaseError(f"{NAME}: {config.get('_class_name')} is not supported, only {CLASS}")
     grid = DDPMWuerstchenScheduler.from_config(config)
     grid.set_timesteps(steps)
     times = grid.timesteps

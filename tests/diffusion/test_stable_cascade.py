@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDPMScheduler,
     DDPMWuerstchenScheduler,
     StableCascadeCombinedPipeline,
     StableCascadeDecoderPipeline,
@@ -29,7 +30,7 @@ from ppd_serve.diffusion.schedules import advance
 from ppd_serve.diffusion.stable_cascade import StableCascade
 from ppd_serve.diffusion.ticket import Progress, Ticket
 from ppd_serve.diffusion.user_attention import UserAdapter
-from ppd_serve.diffusion.wuerstchen import wuerstchen
+from ppd_serve.diffusion.wuerstchen import CLASS, wuerstchen
 from ppd_serve.errors import Cancelled, InvalidInput, ReleaseError
 from ppd_serve.gateway.ports import DrawRequest
 from ppd_serve.release import Release
@@ -103,7 +104,7 @@ def test_the_table_is_diffusers_scheduler(config: dict[str, float], steps: int) 
         theirs = scheduler.step(model(theirs, t), t.expand(2), theirs, generator).prev_sample
 
     generator.manual_seed(1)
-    table = wuerstchen(dict(scheduler.config), steps)
+    table = wuerstchen({"_class_name": CLASS, **scheduler.config}, steps)
     ours = start * table.start
     for step in table.steps:
         noise = torch.randn(start.shape, generator=generator)
@@ -356,6 +357,14 @@ def test_refuses_a_directory_without_a_stage(tmp_path: Path) -> None:
     (tmp_path / "backbone" / "decoder" / "config.json").unlink()
     with pytest.raises(ReleaseError, match="decoder"):
         load_backbone(tmp_path / "backbone")
+
+
+def test_refuses_a_sampler_it_has_no_table_for(tmp_path: Path) -> None:
+    pipeline = stable_cascade_pipeline()
+    pipeline.register_modules(scheduler=DDPMScheduler())
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ReleaseError, match="DDPMScheduler is not supported"):
+        load_backbone(tmp_path)
 
 
 def test_an_adapter_of_another_backbone_is_refused(release: Release, tmp_path: Path) -> None:
