@@ -39,7 +39,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,11 +61,6 @@ Size = StrEnum("Size", ["full", "toy"])
 SHORT = 8  # steps, where pictures are only compared
 
 
-def served() -> list[str]:
-    """The models of which this tree has the class that serves them."""
-    return [name for name, model in MODELS.items() if find_spec(model.family.partition(":")[0])]
-
-
 def run(
     part: Part, model: str, size: Size, device: str, batches: list[int], repeats: int
 ) -> tuple[dict[str, Any], Tables]:
@@ -80,23 +74,25 @@ def run(
     }
     if part is Part.reading:
         return where, reading(str(size), device, (1, 8), repeats)  # type: ignore[arg-type]
-    subject = Subject.of(MODELS[model], str(size), device)  # type: ignore[arg-type]
-    width, height = subject.defaults.sizes[0]
-    where |= {"picture": f"{width}×{height}", "steps": subject.defaults.steps}
+    chosen = MODELS[model]
+    defaults = chosen.defaults(str(size))  # type: ignore[arg-type]
+    width, height = defaults.sizes[0]
+    where |= {"picture": f"{width}×{height}", "steps": defaults.steps}
+
+    def made() -> Subject:
+        return Subject.of(chosen, str(size), device)  # type: ignore[arg-type]
+
     few = [n for n in batches if n <= 8]
     parts: dict[Part, Callable[[], Tables]] = {
-        Part.correct: lambda: correctness(subject, min(SHORT, subject.defaults.steps)),
-        Part.pictures: lambda: pictures(subject, batches, peak, repeats, compiled=False),
-        Part.compiled: lambda: pictures(subject, batches, peak, repeats, compiled=True),
-        Part.forwards: lambda: forwards(subject, batches, peak, repeats),
+        Part.correct: lambda: correctness(made(), min(SHORT, defaults.steps)),
+        Part.pictures: lambda: pictures(made(), batches, peak, repeats, compiled=False),
+        Part.compiled: lambda: pictures(made(), batches, peak, repeats, compiled=True),
+        Part.forwards: lambda: forwards(made(), batches, peak, repeats),
         Part.training: lambda: {
-            **training_step(subject, few, repeats, checkpointing=False),
-            **training_step(
-                Subject.of(MODELS[model], str(size), device),  # type: ignore[arg-type]
-                few, repeats, checkpointing=True,
-            ),
+            **training_step(made(), few, repeats, checkpointing=False),
+            **training_step(made(), few, repeats, checkpointing=True),
         },
-    }  # fmt: skip
+    }
     return where, parts[part]()
 
 
@@ -110,7 +106,7 @@ def main(
     out: Path = OUT,
 ) -> None:
     for each in part or list(Part):
-        for name in ["vlm"] if each is Part.reading else model or served():
+        for name in ["vlm"] if each is Part.reading else model or MODELS:
             where, tables = run(each, name, size, device, batch or [1, 2, 4, 8, 16], repeats)
             write(out / f"{name}-{each}.json", where, tables)
             gc.collect()

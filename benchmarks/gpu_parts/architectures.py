@@ -124,6 +124,22 @@ TOY_CLIP: Config = {
     "vocab_size": 300, "hidden_size": 24, "intermediate_size": 48, "projection_dim": 24,
     "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16,
 }  # fmt: skip
+TOY_STAGE_C: Config = {
+    **CASCADE_STAGE_C, "conditioning_dim": 24, "block_out_channels": (32, 32),
+    "num_attention_heads": (4, 4), "down_num_layers_per_block": (1, 2),
+    "up_num_layers_per_block": (2, 1), "clip_text_in_channels": 24,
+    "clip_text_pooled_in_channels": 24, "clip_image_in_channels": 12,
+    "timestep_ratio_embedding_dim": 8,
+}  # fmt: skip
+TOY_STAGE_B: Config = {
+    **CASCADE_STAGE_B, "conditioning_dim": 24, "block_out_channels": (16, 32),
+    "num_attention_heads": (0, 4), "down_num_layers_per_block": (1, 1),
+    "up_num_layers_per_block": (1, 1), "down_blocks_repeat_mappers": (1, 1),
+    "up_blocks_repeat_mappers": (2, 2), "dropout": (0, 0.1),
+    "block_types_per_layer": CASCADE_STAGE_B["block_types_per_layer"][1:3],
+    "clip_text_pooled_in_channels": 24, "timestep_ratio_embedding_dim": 8,
+}  # fmt: skip
+TOY_VQGAN: Config = {"bottleneck_blocks": 1, "embed_dim": 16, "num_vq_embeddings": 8}
 TOY_QWEN: Config = {
     "text_config": {
         **QWEN_7B["text_config"], "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128,

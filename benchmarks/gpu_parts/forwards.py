@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from benchmarks.gpu_parts.measure import milliseconds, tflop
 from benchmarks.gpu_parts.subject import Subject
@@ -89,5 +89,7 @@ def _kernels(subject: Subject, parts: int, repeats: int) -> Table:
             found[f"{kernel}: ms, {parts // 2} guided"] = milliseconds(run, subject.device, repeats)
         except (ReleaseError, RuntimeError, ValueError, ImportError, TypeError) as error:
             print(f"attention kernel {kernel}: {str(error).splitlines()[0]}")
-    denoiser.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
+    for attention in denoiser.modules():
+        if isinstance(attention, Attention):
+            attention.set_processor(AttnProcessor2_0())
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def tflop(run: Callable[[], object]) -> float:
 
 
 def forget_peak(device: str) -> None:
+    gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

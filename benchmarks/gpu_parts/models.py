@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableCascadeCombinedPipeline,
+    StableCascadeUNet,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -31,25 +35,30 @@ from transformers import (
 from benchmarks.gpu_parts import architectures as shapes
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.request import Defaults
+from ppd_serve.diffusion.sdxl import StableDiffusionXL
+from ppd_serve.diffusion.stable_cascade import StableCascade, StageB
+from ppd_serve.diffusion.stable_diffusion import StableDiffusion
+from training.policy import Weights
 
 Size = Literal["full", "toy"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """``family`` is the class of ours that serves it; ``pipeline`` makes the stock one."""
+    """``pipeline`` makes the stock one, ``backbone`` ours of its parts. ``one_noise``: stock can be
+    given the noise that we begin with. ``trained``: what is, beside the user branch."""
 
-    family: str
     pipeline: Callable[[Size], Any]
-    sampling: Defaults
-    toy_sampling: Defaults
+    backbone: Callable[[Any], Backbone]
+    usual: Defaults
+    toy_side: int = 64
+    one_noise: bool = True
+    trained: Weights = "lora"
 
     def defaults(self, size: Size) -> Defaults:
-        return self.sampling if size == "full" else self.toy_sampling
-
-    def backbone(self, pipeline: Any) -> Backbone:
-        made: Backbone = pkgutil.resolve_name(self.family)(pipeline)
-        return made
+        if size == "full":
+            return self.usual
+        return replace(self.usual, sizes=((self.toy_side, self.toy_side),), steps=3)
 
 
 def build(model: Model, size: Size, device: str, dtype: torch.dtype) -> Any:
@@ -97,23 +106,40 @@ def _sdxl(size: Size) -> StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
-TOY_SIDES = ((64, 64),)
+def _cascade(size: Size) -> StableCascadeCombinedPipeline:
+    full = size == "full"
+    clip = shapes.CLIP_BIG_G if full else shapes.TOY_CLIP
+    tokenizer = byte_tokenizer(clip["max_position_embeddings"])
+    text_encoder = _text_encoder(CLIPTextModelWithProjection, clip)
+    scheduler = _scheduler(DDPMWuerstchenScheduler, {})
+    return StableCascadeCombinedPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder, scheduler=scheduler,
+        decoder=StableCascadeUNet(**shapes.CASCADE_STAGE_B if full else shapes.TOY_STAGE_B).eval(),
+        vqgan=PaellaVQModel(**{} if full else shapes.TOY_VQGAN).eval(),
+        prior_prior=StableCascadeUNet(
+            **shapes.CASCADE_STAGE_C if full else shapes.TOY_STAGE_C
+        ).eval(),
+        prior_text_encoder=text_encoder, prior_tokenizer=tokenizer, prior_scheduler=scheduler,
+    )  # fmt: skip
+
+
+def _our_cascade(pipeline: StableCascadeCombinedPipeline) -> StableCascade:
+    sampling = {**pipeline.scheduler.config, "_class_name": "DDPMWuerstchenScheduler"}
+    return StableCascade(
+        pipeline.prior_prior, sampling, pipeline.prior_text_encoder, pipeline.prior_tokenizer,
+        StageB(pipeline.decoder, sampling, pipeline.vqgan),
+        Path(),  # nobody asks for latents of pictures
+    )  # fmt: skip
+
+
 MODELS = {
-    "sd15": Model(
-        "ppd_serve.diffusion.stable_diffusion:StableDiffusion",
-        _sd15,
-        Defaults(sizes=((512, 512),), steps=25, guidance_scale=7.5, sampler="dpmpp_2m"),
-        Defaults(sizes=TOY_SIDES, steps=3, guidance_scale=7.5, sampler="dpmpp_2m"),
+    "sd15": Model(_sd15, StableDiffusion, StableDiffusion.usual),
+    "sdxl": Model(_sdxl, StableDiffusionXL, StableDiffusionXL.usual),
+    "stable-cascade": Model(
+        _cascade, _our_cascade, StableCascade.usual, toy_side=128, one_noise=False,
+        trained="adapter",
     ),
-    "sdxl": Model(
-        "ppd_serve.diffusion.sdxl:StableDiffusionXL",
-        _sdxl,
-        Defaults(sizes=((1024, 1024),), steps=30, guidance_scale=5.0, sampler="euler"),
-        Defaults(sizes=TOY_SIDES, steps=3, guidance_scale=5.0, sampler="euler"),
-    ),
-    # Stable Cascade comes here: its pipeline made of CASCADE_STAGE_C, CASCADE_STAGE_B, CLIP_BIG_G
-    # and a PaellaVQModel, and the class of ours that serves it.
-}
+}  # fmt: skip
 
 
 def byte_tokenizer(length: int) -> PreTrainedTokenizerFast:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
 from benchmarks.bench_engine import FIRST, WHOLE, joiner
 from benchmarks.gpu_parts.measure import forget_peak, peak_gb, tflop, times
 from benchmarks.gpu_parts.subject import Subject, drawn
@@ -60,10 +62,16 @@ def pictures(
 
 
 def tflop_of_a_picture(subject: Subject) -> float:
-    """Every step's forward, twice for guidance, and the autoencoder's."""
+    """Every step's forward, twice where it is guided, of every stage; and the autoencoder's."""
     x, t, text = subject.inputs(1)
-    forward = tflop(lambda: subject.backbone.denoise(x, t, text))
-    return 2 * subject.defaults.steps * forward + tflop(lambda: subject.backbone.decode(x))
+    work = 2 * subject.defaults.steps * tflop(lambda: subject.backbone.denoise(x, t, text))
+    for stage in subject.backbone.later:
+        asked, told = stage.asked(subject.request()), stage.told(text, x)
+        shape = stage.latent_shape(*subject.defaults.sizes[0])
+        x = torch.randn(1, *shape, device=subject.device)
+        forward = tflop(lambda s=stage, x=x, told=told: s.denoise(x, t, told))  # type: ignore[misc]
+        work += asked.steps * (2 if asked.guidance_scale > 1 else 1) * forward
+    return work + tflop(lambda: subject.backbone.decode(x))
 
 
 def _stock(subject: Subject, most: int, repeats: int) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +26,8 @@ def reading(size: Size, device: str, users: Sequence[int], repeats: int) -> dict
     with tempfile.TemporaryDirectory() as place:
         build_vlm(size, device, torch.bfloat16).save_pretrained(place)
         for name, quantisation in (("bfloat16", None), ("4-bit", "4bit")):
-            gc.collect()
-            forget_peak(device)
             model: Any = None
+            forget_peak(device)
 
             def load(how: Any = quantisation) -> None:
                 nonlocal model

@@ -84,6 +84,14 @@ class Subject:
     ) -> Any:
         """Pictures by one call of the unmodified pipeline; latents in, latents out."""
         width, height = self.defaults.sizes[0]
+        if not self.model.one_noise:  # Stable Cascade's, of two stages
+            with torch.inference_mode():
+                return self.pipeline(
+                    PROMPT, width=width, height=height, num_images_per_prompt=count,
+                    prior_num_inference_steps=steps or self.defaults.steps,
+                    prior_guidance_scale=self.defaults.guidance_scale,
+                    num_inference_steps=self.backbone.later[0].asked(self.request()).steps,
+                ).images  # fmt: skip
         kind = SCHEDULERS[self.defaults.sampler]
         self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config)
         with torch.inference_mode():
@@ -100,7 +108,7 @@ class Subject:
         text = self.backbone.encode(PROMPT)
         return (
             torch.randn(parts, *shape, device=self.device),
-            torch.full((parts,), 500.0, device=self.device),
+            torch.full((parts,), 0.5, device=self.device),
             {key: x.expand(parts, *x.shape[1:]).contiguous() for key, x in text.items()},
         )
 

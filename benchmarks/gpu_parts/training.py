@@ -1,4 +1,4 @@
-"""What a step of PPD's training costs: a LoRA and the user branch on a frozen model."""
+"""What a step of PPD's training costs: the user branch on a frozen model, and a LoRA."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.gpu_parts.measure import finished, forget_peak, peak_gb
@@ -30,13 +31,20 @@ def training_step(
 ) -> dict[str, Table]:
     """Seconds and memory of a whole step, at as many pairs as ``batches`` says. The first turn
     warms up. What is on the device stays there from batch to batch, as in training."""
-    policy = Policy(subject.backbone, weights="lora", conditioning="user", embedding_shape=(1, DIM))
+    if subject.model.trained == "lora":  # as ``training.run`` has it: what is trained is float32
+        subject.pipeline.to(torch.float32)
+    policy = Policy(
+        subject.backbone,
+        weights=subject.model.trained,
+        conditioning="user",
+        embedding_shape=(1, DIM),
+    )
     found: Table = {}
     for batch in batches:
         forget_peak(subject.device)
         how = Recipe(
-            objective="dpo", conditioning="user", weights="lora", steps=turns + 2, batch=batch,
-            warmup=0, bf16=True, gradient_checkpointing=checkpointing,
+            objective="dpo", conditioning="user", weights=subject.model.trained,
+            steps=turns + 2, batch=batch, warmup=0, bf16=True, gradient_checkpointing=checkpointing,
         )  # fmt: skip
         took = _turns(PreferenceTraining(how, choices(subject), policy), subject.device)
         found[f"s a step, {batch} pairs"] = spread(took)
@@ -44,7 +52,8 @@ def training_step(
         if (gb := peak_gb(subject.device)) is not None:
             found[f"memory, GB, {batch} pairs"] = gb
     recomputed = "with" if checkpointing else "without"
-    return {f"PPD, LoRA and user branch, {recomputed} gradient checkpointing": found}
+    what = {"lora": "LoRA and user branch", "adapter": "user branch"}[subject.model.trained]
+    return {f"PPD, {what}, {recomputed} gradient checkpointing": found}
 
 
 def choices(subject: Subject) -> ChoiceSet:
