@@ -263,7 +263,7 @@ def choices(
     from training.evaluate.choices import choices_markdown, measure_choices, write_choices
     from training.evaluate.run import POOL_SIZE
 
-    encoder = load_release(release).load_encoder()
+    encoder = load_release(release).load_vlm()
     seen = load_pool(work / "pool", "train", Budget().pool)
     held_out = load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
     report = measure_choices(encoder, seen, held_out, split, users)

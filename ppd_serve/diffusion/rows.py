@@ -25,7 +25,10 @@ from ppd_serve.diffusion.user_attention import UserAdapter
 
 @dataclass(eq=False)
 class Row:
-    """One picture being made. ``negative`` is None without guidance, ``tokens`` without a user."""
+    """One picture being made. ``negative`` is None without guidance, ``tokens`` without a user.
+
+    ``zero_tokens`` are what its unguided half attends to; None: to nobody, as zero says nothing.
+    """
 
     ticket: Ticket
     schedule: Schedule
@@ -35,6 +38,7 @@ class Row:
     text: Text
     negative: Text | None
     tokens_UTD: Tensor | None
+    zero_tokens_UTD: Tensor | None
     weights_U: Tensor
     started: float
     index: int = 0
@@ -84,11 +88,14 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     schedule = backbone.schedule(request.sampler, request.steps)
     shape = backbone.latent_shape(request.width, request.height)
     weights = [weight * request.preference_scale for _, weight in request.users]
-    present = [i for i, weight in enumerate(weights) if weight]
-    tokens = None
+    present = [i for i, weight in enumerate(weights) if weight and request.users[i][0].any()]
+    tokens = zero_tokens = None
     if adapter is not None and present:
         embeddings = np.stack([request.users[i][0] for i in present])
-        tokens = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
+        known = torch.from_numpy(embeddings).float().to(backbone.device)
+        tokens = adapter.project(known)
+        if adapter.has_biases:
+            zero_tokens = adapter.project(torch.zeros_like(known))
     blank = torch.zeros(shape, device=backbone.device)
     row = Row(
         ticket=ticket,
@@ -100,6 +107,7 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
         # As in diffusers, guidance of 1 or less asks for no second forward.
         negative=backbone.encode(request.negative_prompt) if request.guidance_scale > 1 else None,
         tokens_UTD=tokens,
+        zero_tokens_UTD=zero_tokens,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         started=started,
     )
@@ -111,8 +119,8 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     """One forward for all ``rows`` (equal latent shapes), each at its own timestep.
 
     Rows that are guided at this step take part twice: with their prompt and users, and with the
-    negative prompt and nobody. Returns which of them are finite. On an exception no row has
-    changed, and the step can be taken again.
+    negative prompt and nobody (or zero, where that is not nobody). Returns which of them are
+    finite. On an exception no row has changed, and the step can be taken again.
     """
     B, device = len(rows), backbone.device
     lines = [row.schedule.steps[row.index] for row in rows]
@@ -129,7 +137,7 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     if adapter is None:
         m = backbone.denoise(x[part], timesteps, text).float()
     else:
-        with adapter.condition(*_users(rows, len(part))):
+        with adapter.condition(*_users(rows, guided, len(part))):
             m = backbone.denoise(x[part], timesteps, text).float()
     if guided:
         requests = [rows[i].request for i in guided]
@@ -156,10 +164,13 @@ def final_latents(rows: Sequence[Row]) -> Tensor:
     return torch.stack([row.x_CHW * row.schedule.end for row in rows])
 
 
-def _users(rows: Sequence[Row], batch: int) -> tuple[Tensor | None, Tensor | None]:
+def _users(
+    rows: Sequence[Row], guided: Sequence[int], batch: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Tokens ``[batch, U, T, D]`` and weights ``[batch, U]``; weight 0 for whoever is not there.
 
-    Only the first ``len(rows)`` of the batch can have users: the rest is the unguided half.
+    The first ``len(rows)`` of the batch have users; the unguided half of the ``guided`` ones, which
+    follows, has none unless zero has tokens too.
     """
     most = max((len(row.weights_U) for row in rows if row.tokens_UTD is not None), default=0)
     if not most:
@@ -171,6 +182,11 @@ def _users(rows: Sequence[Row], batch: int) -> tuple[Tensor | None, Tensor | Non
         if row.tokens_UTD is not None:
             tokens[i, : len(row.tokens_UTD)] = row.tokens_UTD
             weights[i, : len(row.weights_U)] = row.weights_U
+    for k, i in enumerate(guided, start=len(rows)):
+        zero = rows[i].zero_tokens_UTD
+        if zero is not None:
+            tokens[k, : len(zero)] = zero
+            weights[k, : len(zero)] = rows[i].weights_U
     return tokens, weights
 
 

@@ -8,6 +8,10 @@ image embedding stood, and a weight per row and per user::
 ``W'`` has no bias and ``W'_v`` starts at zero, so a new adapter, a zero embedding and a zero weight
 all give the base model's output bit for bit (at equal batch composition).
 
+Public IP-Adapters have biases in their projection: there, zero makes tokens like any other, and was
+what their unguided half was trained with. So with them both halves of a guided row attend to
+tokens, its own and zero's (``has_biases``), and who is zero is nobody (``rows.py``).
+
 Shapes: B rows of the batch, U users of a row, R rows of an embedding, E its width, T user tokens
 (``tokens_per_row · R``), D the cross-attention width, Q query positions, H heads.
 """
@@ -42,7 +46,8 @@ class Condition:
 
 
 class UserProjection(nn.Module):
-    """diffusers' ``ImageProjection`` with both biases held at zero, so that zero stays zero."""
+    """diffusers' ``ImageProjection``. In training both biases are held at zero, so that zero stays
+    zero."""
 
     def __init__(self, embedding_dim: int, token_dim: int, tokens_per_row: int) -> None:
         super().__init__()
@@ -138,6 +143,7 @@ class UserAdapter(nn.Module):
         self.branches = nn.ModuleList(
             UserAttention(self.token_dim, attn.to_k.out_features) for attn in attentions
         )
+        self.has_biases = False
         self._condition = Condition()
         for attn, branch in zip(attentions, self.branches, strict=True):
             assert isinstance(branch, UserAttention)
@@ -159,7 +165,7 @@ class UserAdapter(nn.Module):
     def load(cls, path: str | PathLike[str], unet: UNet2DConditionModel) -> UserAdapter:
         """An adapter saved by ``save``, on ``unet``, with the UNet's device and dtype.
 
-        Raises ReleaseError for a file that is no bias-free IP-Adapter of this UNet.
+        Raises ReleaseError for a file that is no plain IP-Adapter of this UNet.
         """
         try:
             state = load_file(path)
@@ -176,8 +182,7 @@ class UserAdapter(nn.Module):
         ]
         if misfits:
             raise ReleaseError(f"the adapter is of another backbone: {', '.join(misfits[:3])} …")
-        if any(state[key].any() for key in state if key.endswith(".bias")):
-            raise ReleaseError("the adapter has biases: a zero embedding would move the picture")
+        adapter.has_biases = any(bool(x.any()) for key, x in state.items() if key.endswith(".bias"))
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
