@@ -356,6 +356,24 @@ def judge_questions(
 
 
 @app.command()
+def judge_day_one(
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    split: Annotated[Literal["dev", "test", "confirm"], typer.Option()] = "dev",
+    users: int = 200,
+    pictures: Annotated[int, typer.Option(help="Drawn to learn how pictures answer.")] = 320,
+    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("runs/day-one"),
+) -> None:
+    """Read new users' choices with an image tower alone, as before any training, or with the VLM:
+    how much better the VLM knows their taste."""
+    from training.evaluate.day_one import day_one_markdown, judge_day_one, write_day_one
+
+    report = judge_day_one(release, split=split, users=users, work=work, pictures=pictures)
+    write_day_one(report, out)
+    typer.echo(day_one_markdown(report))
+
+
+@app.command()
 def compare(
     out: Annotated[Path, typer.Option(help="Runs, pictures' scores and figures; resumed from.")],
     what: Annotated[Literal["methods", "synthetic-users", "style"], typer.Option()] = "methods",
