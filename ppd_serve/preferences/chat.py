@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ppd_serve.errors import ReleaseError
 
 Message = dict[str, Any]
@@ -21,9 +23,12 @@ class Chat:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._inline = False
-        self._inline = not self._keeps_order()
-        if self._inline and not self._keeps_order():
-            raise ReleaseError("encoder: its chat template does not keep pictures in their places")
+        try:
+            self._inline = not self._keeps_order()
+            if self._inline and not self._keeps_order():
+                raise ReleaseError("encoder: the chat template does not keep pictures in place")
+        except (ValueError, TemplateError) as error:
+            raise ReleaseError(f"encoder: no chat template that can be used: {error}") from error
 
     def text(self, conversation: Sequence[Message]) -> str:
         """The conversation up to where the model's answer begins."""

@@ -218,10 +218,20 @@ def test_pictures_stand_between_the_words_about_them(encoder: Encoder) -> None:
     assert places == sorted(places) and text.count(token) == 2
 
 
-def test_a_template_that_loses_pictures_is_refused(directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [("{% for m in messages %}{{ m['role'] }}{% endfor %}", "in place"),
+     ("{{ raise_exception('no lists') }}", "no lists"), ("{% for", "no chat template"),
+     (None, "no chat template")],
+)  # fmt: skip
+def test_a_template_that_loses_pictures_is_refused(
+    directory: Path, tmp_path: Path, template: str | None, told: str
+) -> None:
     copy = shutil.copytree(directory, tmp_path / "copy")
-    (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] }}{% endfor %}")
-    with pytest.raises(ReleaseError, match="chat template"):
+    (copy / "chat_template.jinja").unlink()
+    if template is not None:
+        (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(ReleaseError, match=told):
         Encoder.load(copy, unfitted=True)
 
 
