@@ -85,10 +85,10 @@ class Policy:
         if self.constant is not None:
             assert embedding_BRE is not None
             embedding_BRE = self.constant.value.expand(embedding_BRE.shape)
-        tokens = None
+        users = None
         if embedding_BRE is not None:
-            tokens = self.adapter.project(embedding_BRE)[:, None]
-        with self.adapter.condition(tokens):
+            users = self.adapter.project(embedding_BRE)[:, None]
+        with self.adapter.condition(users):
             yield
 
     @contextmanager

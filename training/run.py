@@ -22,7 +22,7 @@ from training.recipes import Recipe
 from training.train import PreferenceTraining, stage_of
 
 STUDIO = "studio"  # in place of a prepared directory: the studio world
-HELD_OUT_BATCHES = (8, 40)  # at least and at most
+HELD_OUT_BATCHES = (8, 240)  # at least and at most
 _DRAWS = 4  # of noise and timestep for every held-out pair, as far as that goes
 
 

@@ -99,7 +99,7 @@ class Diffuser:
         tickets = self._engine.submit_all([self._wanted(request, image) for image in images])
         inbox: asyncio.Queue[DrawEvent | Exception] = asyncio.Queue()
         followers = [
-            asyncio.create_task(self._follow(image, ticket, inbox))
+            asyncio.create_task(self._follow(image, ticket, inbox, request.watched))
             for image, ticket in enumerate(tickets)
         ]
         try:
@@ -112,7 +112,7 @@ class Diffuser:
                 if isinstance(event, Exception):
                     raise event
                 unfinished -= isinstance(event, Finished)
-                if event is not None and (request.watched or isinstance(event, Finished)):
+                if event is not None:
                     yield event
         finally:
             for ticket in tickets:
@@ -140,16 +140,21 @@ class Diffuser:
         )
 
     async def _follow(
-        self, image: int, ticket: Ticket, inbox: asyncio.Queue[DrawEvent | Exception]
+        self,
+        image: int,
+        ticket: Ticket,
+        inbox: asyncio.Queue[DrawEvent | Exception],
+        watched: bool,
     ) -> None:
         from ppd_serve.diffusion.picture import encode_picture, parameters
 
         try:
-            async for progress in ticket:
-                inbox.put_nowait(Step(image, progress.step, progress.steps))
-                if progress.preview is not None and progress.step < progress.steps:
-                    png = await asyncio.to_thread(encode_picture, progress.preview)
-                    inbox.put_nowait(Preview(image, png))
+            if watched:
+                async for progress in ticket:
+                    inbox.put_nowait(Step(image, progress.step, progress.steps))
+                    if progress.preview is not None and progress.step < progress.steps:
+                        png = await asyncio.to_thread(encode_picture, progress.preview)
+                        inbox.put_nowait(Preview(image, png))
             result = await ticket
             text = parameters(ticket.request, self._release.name)
             png = await asyncio.to_thread(encode_picture, result.pixels, "png", text)

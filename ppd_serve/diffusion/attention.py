@@ -9,6 +9,7 @@ Shapes: B rows, H heads, Q queries, K keys, d the width of a head.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -25,7 +26,7 @@ class PlainAttnProcessor:
         self._attention_backend = backend  # None: torch's choice. The name is diffusers'
 
     def beside(self, query_BHQd: Tensor) -> Tensor | None:
-        """What is added to the attention's own output, ``[B, H, Q, d]``."""
+        """What is added to the attention's own output, ``[B, H, Q, d]``, or to its first rows'."""
         return None
 
     def __call__(
@@ -57,7 +58,8 @@ class PlainAttnProcessor:
         value = heads(attn.to_v(encoder_hidden_states))
         out = self._attend(query, key, value, attention_mask)
         if (more := self.beside(query)) is not None:
-            out = out + more
+            rows = len(more)
+            out = out + more if rows == B else torch.cat([out[:rows] + more, out[rows:]])
 
         out = out.transpose(1, 2).reshape(B, Q, -1).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](out))

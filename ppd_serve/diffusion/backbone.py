@@ -2,11 +2,25 @@
 
 Everything that differs between models (Stable Diffusion, SDXL, Stable Cascade, …) sits behind
 ``Backbone``: one file per family, chosen by the pipeline class that the directory itself names.
+
+What a diffusion transformer (SD 3.5, FLUX) would need beyond its own file:
+
+- A user attention for joint blocks: text and picture share one attention there, so the user's
+  tokens are read by the picture's queries alone, and the result added to its half of the output.
+  ``UserAdapter`` finds UNet attentions today; stock diffusers' IP-Adapter files for these models
+  have other keys.
+- The latents' packing (FLUX: 2×2 cells to a token, with position ids) inside ``denoise``, so that
+  rows stay ``[C, h, w]``; and the autoencoder's ``shift_factor``.
+- FLUX's guidance as an input in place of a second forward: one more tensor of ``Text``.
+- ``schedules.py`` has the flow tables; FLUX's shift depends on the size (``use_dynamic_shifting``,
+  refused today), so ``Backbone.schedule`` would be told the latent's shape.
+- A T5 encoder beside CLIP, whose states are far longer: ``TEXTS_KEPT`` counts prompts, not bytes.
 """
 
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +35,13 @@ from ppd_serve.errors import ReleaseError
 
 Text = Mapping[str, Tensor]
 """What the denoiser is told of a prompt: dimension 0 is the batch, equal shapes for all prompts."""
+
+FAMILIES = {
+    "StableDiffusionPipeline": "ppd_serve.diffusion.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "ppd_serve.diffusion.sdxl:StableDiffusionXL",
+}
+"""The pipeline class that a directory names, and the class here that serves it: imported when one
+is loaded. Each has ``load(path, device, dtype)`` and ``compile()``."""
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
@@ -41,8 +62,10 @@ class Backbone(Protocol):
     def schedule(self, sampler: str, steps: int) -> Schedule:
         """The table of one of ``samplers``. InvalidInput for another name or step count."""
 
-    def encode(self, prompt: str) -> Text:
-        """One prompt, each tensor with a leading dimension of 1."""
+    def encode(self, prompt: str | None) -> Text:
+        """One prompt, each tensor with a leading dimension of 1; long ones are cut. None is no
+        prompt at all, which guidance leads away from if no negative prompt is given: what the model
+        was trained with then, not always an empty prompt."""
 
     def texts_found(self) -> tuple[int, int]:
         """How often ``encode`` had a prompt's states at hand, and how often it made them."""
@@ -82,16 +105,15 @@ def load_backbone(
         family = json.loads((path / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError):
         raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
-    if family == "StableDiffusionPipeline":
-        from ppd_serve.diffusion.stable_diffusion import StableDiffusion
-
-        backbone = StableDiffusion.load(path, device, dtype)
-        if attention_backend is not None:
-            use_attention_backend(backbone.denoiser, attention_backend)
-        if compile and backbone.device.type == "cuda":
-            backbone.compile()
-        return backbone
-    raise ReleaseError(f"{family} is not a backbone this server knows")
+    if family not in FAMILIES:
+        raise ReleaseError(f"{family} is not a backbone this server knows")
+    backbone = pkgutil.resolve_name(FAMILIES[family]).load(path, device, dtype)
+    if attention_backend is not None:
+        use_attention_backend(backbone.denoiser, attention_backend)
+    if compile and backbone.device.type == "cuda":
+        backbone.compile()
+    loaded: Backbone = backbone
+    return loaded
 
 
 def refuse_pickles(path: Path) -> None:

@@ -25,6 +25,7 @@ class User(NamedTuple):
 class GenerationRequest:
     """One picture. Every field is set; ``Defaults.request`` fills what a caller leaves out.
 
+    Without a ``negative_prompt``, guidance leads away from no prompt at all.
     ``guidance_interval`` is (from, to) as shares of the steps: outside it the picture is not guided
     (arXiv 2404.07724), and each step there costs one part of a forward instead of two. With
     ``preview_every`` n, each n-th step's ``Progress`` has a preview; 0 is none.

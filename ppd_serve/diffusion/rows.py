@@ -3,7 +3,7 @@
 Nothing of a row depends on its neighbours: noise comes from its own generator on the CPU, guidance
 and schedule are its own numbers, and its users' tokens touch its own queries only.
 
-Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, D their width.
+Shapes: B rows, C·H·W a latent, U users of a row, T tokens of a user, 2·P their keys and values.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ from ppd_serve.diffusion.user_attention import UserAdapter
 
 @dataclass(eq=False)
 class Row:
-    """One picture being made. ``negative`` is None without guidance, ``tokens`` without a user.
-
-    ``zero_tokens`` are what its unguided half attends to; None: to nobody, as zero says nothing.
-    """
+    """One picture being made. ``negative`` is None without guidance, ``users`` without a user."""
 
     ticket: Ticket
     schedule: Schedule
@@ -37,8 +34,8 @@ class Row:
     x0_CHW: Tensor
     text: Text
     negative: Text | None
-    tokens_UTD: Tensor | None
-    zero_tokens_UTD: Tensor | None
+    users_UT2P: Tensor | None
+    zero_UT2P: Tensor | None  # for the unguided half, where zero is not nobody (``has_biases``)
     weights_U: Tensor
     started: float
     index: int = 0
@@ -89,13 +86,13 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     shape = backbone.latent_shape(request.width, request.height)
     weights = [weight * request.preference_scale for _, weight in request.users]
     present = [i for i, weight in enumerate(weights) if weight and request.users[i][0].any()]
-    tokens = zero_tokens = None
+    users = zero = None
     if adapter is not None and present:
         embeddings = np.stack([request.users[i][0] for i in present])
         known = torch.from_numpy(embeddings).float().to(backbone.device)
-        tokens = adapter.project(known)
+        users = adapter.project(known)
         if adapter.has_biases:
-            zero_tokens = adapter.project(torch.zeros_like(known))
+            zero = adapter.project(torch.zeros_like(known))
     blank = torch.zeros(shape, device=backbone.device)
     row = Row(
         ticket=ticket,
@@ -105,9 +102,11 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
         x0_CHW=blank,
         text=backbone.encode(request.prompt),
         # As in diffusers, guidance of 1 or less asks for no second forward.
-        negative=backbone.encode(request.negative_prompt) if request.guidance_scale > 1 else None,
-        tokens_UTD=tokens,
-        zero_tokens_UTD=zero_tokens,
+        negative=(
+            backbone.encode(request.negative_prompt or None) if request.guidance_scale > 1 else None
+        ),
+        users_UT2P=users,
+        zero_UT2P=zero,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         started=started,
     )
@@ -137,7 +136,7 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     if adapter is None:
         m = backbone.denoise(x[part], timesteps, text).float()
     else:
-        with adapter.condition(*_users(rows, guided, len(part))):
+        with adapter.condition(*_users(rows, guided)):
             m = backbone.denoise(x[part], timesteps, text).float()
     if guided:
         requests = [rows[i].request for i in guided]
@@ -164,30 +163,24 @@ def final_latents(rows: Sequence[Row]) -> Tensor:
     return torch.stack([row.x_CHW * row.schedule.end for row in rows])
 
 
-def _users(
-    rows: Sequence[Row], guided: Sequence[int], batch: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Tokens ``[batch, U, T, D]`` and weights ``[batch, U]``; weight 0 for whoever is not there.
-
-    The first ``len(rows)`` of the batch have users; the unguided half of the ``guided`` ones, which
-    follows, has none unless zero has tokens too.
-    """
-    most = max((len(row.weights_U) for row in rows if row.tokens_UTD is not None), default=0)
+def _users(rows: Sequence[Row], guided: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+    """Keys and values ``[B, U, T, 2, P]`` and weights ``[B, U]`` (0 for who is not there) of the
+    first B of the batch: the rest is the unguided half, and copies. That half, of the ``guided``
+    rows, is part of B only where zero is not nobody."""
+    most = max((len(row.weights_U) for row in rows if row.users_UT2P is not None), default=0)
     if not most:
         return None, None
-    first = next(row.tokens_UTD for row in rows if row.tokens_UTD is not None)
-    tokens = first.new_zeros(batch, most, *first.shape[1:])
-    weights = first.new_zeros(batch, most, dtype=torch.float32)
-    for i, row in enumerate(rows):
-        if row.tokens_UTD is not None:
-            tokens[i, : len(row.tokens_UTD)] = row.tokens_UTD
-            weights[i, : len(row.weights_U)] = row.weights_U
-    for k, i in enumerate(guided, start=len(rows)):
-        zero = rows[i].zero_tokens_UTD
-        if zero is not None:
-            tokens[k, : len(zero)] = zero
-            weights[k, : len(zero)] = rows[i].weights_U
-    return tokens, weights
+    first = next(row.users_UT2P for row in rows if row.users_UT2P is not None)
+    halves = [(row.users_UT2P, row.weights_U) for row in rows]
+    if any(row.zero_UT2P is not None for row in rows):
+        halves += [(rows[i].zero_UT2P, rows[i].weights_U) for i in guided]
+    users = first.new_zeros(len(halves), most, *first.shape[1:])
+    weights = first.new_zeros(len(halves), most, dtype=torch.float32)
+    for i, (own, weight) in enumerate(halves):
+        if own is not None:
+            users[i, : len(own)] = own
+            weights[i, : len(own)] = weight
+    return users, weights
 
 
 def _guide(m: Tensor, negative: Tensor, scale_B: Tensor, rescale_B: Tensor) -> Tensor:

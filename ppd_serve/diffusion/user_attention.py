@@ -12,8 +12,12 @@ Public IP-Adapters have biases in their projection: there, zero makes tokens lik
 what their unguided half was trained with. So with them both halves of a guided row attend to
 tokens, its own and zero's (``has_biases``), and who is zero is nobody (``rows.py``).
 
+Nothing but the queries changes from step to step, so ``project`` goes all the way from an embedding
+to the keys and values of every branch: the engine does it once for a request.
+
 Shapes: B rows of the batch, U users of a row, R rows of an embedding, E its width, T user tokens
-(``tokens_per_row · R``), D the cross-attention width, Q query positions, H heads.
+(``tokens_per_row · R``), D the cross-attention width, 2 keys and values, P the inner widths of all
+branches one after the other, I that of one, Q query positions, H heads.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +44,10 @@ from ppd_serve.errors import ReleaseError
 
 @dataclass
 class Condition:
-    """Who the rows of the forward now running are drawn for; ``tokens`` is None for nobody."""
+    """Who the first rows of the forward now running are drawn for, the values weighted; None for
+    nobody."""
 
-    tokens_BUTD: Tensor | None = None
-    weights_BU: Tensor | None = None
+    users_BUT2P: Tensor | None = None
 
 
 class UserProjection(nn.Module):
@@ -75,26 +80,24 @@ class UserAttention(nn.Module):
         self.to_v_ip = nn.Linear(token_dim, inner_dim, bias=False)
         nn.init.zeros_(self.to_v_ip.weight)
 
-    def forward(self, query_BHQd: Tensor, condition: Condition) -> Tensor:
-        """Weighted sum over a row's users of their separate attentions, ``[B, H, Q, head_dim]``.
+    def project(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, ``[B, T, I]`` each."""
+        return self.to_k_ip(tokens_BTD), self.to_v_ip(tokens_BTD)
 
-        Users are laid beside the heads, never beside the tokens or the rows: no softmax ever sees
-        two users, and no row another row's.
-        """
-        tokens_BUTD, weights_BU = condition.tokens_BUTD, condition.weights_BU
-        assert tokens_BUTD is not None and weights_BU is not None
-        B, H, Q, d = query_BHQd.shape
-        U, T = tokens_BUTD.shape[1:3]
-        if tokens_BUTD.shape[0] != B:
-            raise ValueError(f"user tokens for {tokens_BUTD.shape[0]} rows, forward has {B}")
 
-        def heads(x: Tensor) -> Tensor:
-            return x.view(B, U, T, H, d).transpose(2, 3).reshape(B, U * H, T, d)
+def attend(query_BHQd: Tensor, users_BUT2I: Tensor) -> Tensor:
+    """Sum over a row's users of their separate attentions, ``[B, H, Q, d]``.
 
-        key = heads(self.to_k_ip(tokens_BUTD)).to(query_BHQd.dtype)
-        value = heads(self.to_v_ip(tokens_BUTD)).to(query_BHQd.dtype)
-        out = F.scaled_dot_product_attention(query_BHQd.repeat(1, U, 1, 1), key, value)
-        return (out.view(B, U, H, Q, d) * weights_BU.to(out.dtype).view(B, U, 1, 1, 1)).sum(1)
+    Users are laid beside the heads, never beside the tokens or the rows: no softmax ever sees two
+    users, and no row another row's.
+    """
+    B, H, Q, d = query_BHQd.shape
+    U, T = users_BUT2I.shape[1:3]
+    laid = users_BUT2I.view(B, U, T, 2, H, d).permute(3, 0, 1, 4, 2, 5)
+    key, value = laid.to(query_BHQd.dtype).reshape(2, B, U * H, T, d)
+    query = query_BHQd.unsqueeze(1).expand(B, U, H, Q, d).reshape(B, U * H, Q, d)
+    first, *others = F.scaled_dot_product_attention(query, key, value).chunk(U, 1)
+    return sum(others, first)
 
 
 class UserAttnProcessor(PlainAttnProcessor):
@@ -104,20 +107,21 @@ class UserAttnProcessor(PlainAttnProcessor):
     """
 
     def __init__(
-        self,
-        branch: UserAttention,
-        condition: Condition,
-        backend: AttentionBackendName | None = None,
+        self, condition: Condition, own: slice, backend: AttentionBackendName | None = None
     ) -> None:
+        """``own``: where this attention's keys and values are among all branches'."""
         super().__init__(backend)
-        self.branch = branch
         self.condition = condition
+        self.own = own
 
     def beside(self, query_BHQd: Tensor) -> Tensor | None:
-        if self.condition.tokens_BUTD is None:
+        users_BUT2P = self.condition.users_BUT2P
+        if users_BUT2P is None:
             return None
-        out: Tensor = self.branch(query_BHQd, self.condition)
-        return out
+        drawn, rows = len(users_BUT2P), len(query_BHQd)
+        if drawn > rows:
+            raise ValueError(f"users for {drawn} rows, the forward has {rows}")
+        return attend(query_BHQd[:drawn], users_BUT2P[..., self.own])
 
 
 class UserAdapter(nn.Module):
@@ -145,10 +149,11 @@ class UserAdapter(nn.Module):
         )
         self.has_biases = False
         self._condition = Condition()
-        for attn, branch in zip(attentions, self.branches, strict=True):
-            assert isinstance(branch, UserAttention)
+        place = 0
+        for attn in attentions:
+            own = slice(place, place := place + attn.to_k.out_features)
             backend = getattr(attn.processor, "_attention_backend", None)  # stays as it was chosen
-            attn.set_processor(UserAttnProcessor(branch, self._condition, backend))
+            attn.set_processor(UserAttnProcessor(self._condition, own, backend))
 
     @classmethod
     def for_unet(
@@ -174,14 +179,17 @@ class UserAdapter(nn.Module):
         attentions = _cross_attentions(unet)
         weight = state.get("image_proj.proj.weight")
         if weight is None or weight.shape[0] % (width := attentions[0].to_k.in_features):
-            raise ReleaseError("the adapter's projection does not fit this backbone")
+            raise ReleaseError(
+                f"{Path(path).name} is of another backbone: its projection does not fit"
+            )
         adapter = cls(attentions, weight.shape[1], weight.shape[0] // width)
         own = adapter._file_tensors()
         misfits = sorted(own.keys() ^ state.keys()) + [
             key for key in own.keys() & state.keys() if own[key].shape != state[key].shape
         ]
         if misfits:
-            raise ReleaseError(f"the adapter is of another backbone: {', '.join(misfits[:3])} …")
+            named = ", ".join(misfits[:3])
+            raise ReleaseError(f"{Path(path).name} is of another backbone: {named} …")
         adapter.has_biases = any(bool(x.any()) for key, x in state.items() if key.endswith(".bias"))
         with torch.no_grad():
             for key, tensor in own.items():
@@ -199,27 +207,32 @@ class UserAdapter(nn.Module):
         save_file({key: x.contiguous() for key, x in self._file_tensors().items()}, path)
 
     def project(self, embedding_BRE: Tensor) -> Tensor:
-        """Embeddings ``[B, rows, dim]`` to user tokens ``[B, tokens_per_row·rows, token_dim]``."""
-        return self.projection(embedding_BRE)
+        """Embeddings ``[B, rows, dim]`` to all branches' keys and values, ``[B, T, 2, P]``."""
+        tokens_BTD = self.projection(embedding_BRE)
+        each = [cast(UserAttention, branch).project(tokens_BTD) for branch in self.branches]
+        keys, values = (torch.cat(all_branches, -1) for all_branches in zip(*each, strict=True))
+        return torch.stack([keys, values], -2)
 
     @contextmanager
     def condition(
-        self, tokens_BUTD: Tensor | None, weights_BU: Tensor | None = None
+        self, users_BUT2P: Tensor | None, weights_BU: Tensor | None = None
     ) -> Iterator[None]:
-        """Forwards inside are drawn for these users; ``None`` is the plain base.
+        """Forwards inside draw their first B rows for these users, further rows for nobody; None
+        is the plain base.
 
-        A row without a user has weight 0 (its tokens may be anything finite); weights default to 1.
-        With gradient checkpointing, call ``backward`` inside too: it runs the forward again.
+        A row without a user has weight 0 (what it attends to may be anything finite); weights
+        default to 1. With gradient checkpointing, call ``backward`` inside too: it runs the
+        forward again.
         """
-        if tokens_BUTD is not None and weights_BU is None:
-            weights_BU = tokens_BUTD.new_ones(tokens_BUTD.shape[:2])
+        if users_BUT2P is not None and weights_BU is not None:
+            scale_BU2 = torch.stack([torch.ones_like(weights_BU), weights_BU], -1)
+            users_BUT2P = users_BUT2P * scale_BU2[:, :, None, :, None].to(users_BUT2P.dtype)
         now = self._condition
-        before = now.tokens_BUTD, now.weights_BU
-        now.tokens_BUTD, now.weights_BU = tokens_BUTD, weights_BU
+        before, now.users_BUT2P = now.users_BUT2P, users_BUT2P
         try:
             yield
         finally:
-            now.tokens_BUTD, now.weights_BU = before
+            now.users_BUT2P = before
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything but the two biases that stay at zero."""

@@ -13,6 +13,7 @@ from ppd_serve.api.schemas import GenerateIn, UserUsed
 from ppd_serve.errors import Cancelled, GenerationFailed, Interrupted, PPDError
 from ppd_serve.gateway.blends import Blends, used
 from ppd_serve.gateway.event_log import EventLog
+from ppd_serve.gateway.full import Full
 from ppd_serve.gateway.ports import DiffuserPort, DrawEvent, DrawRequest, Finished
 from ppd_serve.gateway.records import SEEDS, Records
 from ppd_serve.gateway.running import Job, Jobs
@@ -75,6 +76,7 @@ class Easel:
     ) -> None:
         self._jobs, self._blends, self._records = jobs, blends, records
         self._diffuser, self._release, self._meters = diffuser, release, meters
+        self._full = Full()
         self.live: dict[tuple[str, str], Drawing] = {}
 
     async def draw(self, project: str, drawing: Drawing) -> Drawn:
@@ -92,6 +94,7 @@ class Easel:
 
     async def _draw(self, project: str, drawing: Drawing, stages: Stages) -> Drawn:
         body = drawing.body
+        self._full.check(body.n)
         blend = await self._blends.found(project, body)
         with self._jobs.running(drawing.job, project, blend.incarnations, blend.codes):
             with stages("taste"):
@@ -100,7 +103,7 @@ class Easel:
             seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
             events = self._diffuser.draw(drawing.request(seed, tastes))
             try:
-                with stages("draw"):
+                with stages("draw"), self._full.learning(body.n):
                     first = await drawing.job.run(_next(events))
                 # No record before the engine has it: what it refuses must cost nothing.
                 record = await self._records.begin(project, body, seed, blend, drawing.users)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppd_serve.diffusion import batch, rows, user_attention
+from ppd_serve.diffusion import batch, rows
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import GenerationRequest, User
@@ -130,28 +130,27 @@ class TestTheCheckCanFail:
     def test_tokens_folded_across_rows(
         self, run: Run, requests: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        honest = user_attention.UserAttention.forward
+        honest = UserAdapter.condition
 
-        def folded(self: Any, query: Tensor, condition: Any) -> Tensor:
-            tokens = condition.tokens_BUTD
-            everyone = tokens.flatten(0, 2).expand(len(tokens), 1, -1, -1)
-            weights = condition.weights_BU.sum(1, keepdim=True)
-            return honest(self, query, user_attention.Condition(everyone, weights))
+        def folded(self: Any, users: Tensor | None, weights: Tensor | None = None) -> Any:
+            if users is None or weights is None:
+                return honest(self, users, weights)
+            everyone = users.flatten(0, 2).expand(len(users), 1, -1, -1, -1)
+            return honest(self, everyone, weights.sum(1, keepdim=True))
 
-        monkeypatch.setattr(user_attention.UserAttention, "forward", folded)
+        monkeypatch.setattr(UserAdapter, "condition", folded)
         with pytest.raises(AssertionError, match="neighbours"):
             check_isolation(run, requests)
 
     def test_one_scale_for_the_batch(
         self, run: Run, requests: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        honest = user_attention.UserAttention.forward
+        honest = UserAdapter.condition
 
-        def shared(self: Any, query: Tensor, condition: Any) -> Tensor:
-            weights = condition.weights_BU[:1].expand_as(condition.weights_BU)
-            return honest(self, query, user_attention.Condition(condition.tokens_BUTD, weights))
+        def shared(self: Any, users: Tensor | None, weights: Tensor | None = None) -> Any:
+            return honest(self, users, None if weights is None else weights[:1].expand_as(weights))
 
-        monkeypatch.setattr(user_attention.UserAttention, "forward", shared)
+        monkeypatch.setattr(UserAdapter, "condition", shared)
         with pytest.raises(AssertionError, match="neighbours"):
             check_isolation(run, requests)
 

@@ -67,15 +67,15 @@ def test_users_of_one_row_are_summed_after_separate_attention(
 ) -> None:
     one, other = adapter.project(embeddings(2))
     pair = torch.stack([one, one, other])[:, None]
-    halves = torch.stack([one, one]).expand(B, -1, -1, -1)
-    with adapter.condition(pair[:1].expand(B, -1, -1, -1)):
+    halves = torch.stack([one, one]).expand(B, -1, -1, -1, -1)
+    with adapter.condition(pair[:1].expand(B, -1, -1, -1, -1)):
         alone = forward(unet)
     with adapter.condition(halves, torch.full((B, 2), 0.5)):
         assert torch.allclose(forward(unet), alone, atol=1e-5)
 
     # One softmax over both users' tokens would be another picture.
-    both = torch.stack([one, other]).expand(B, -1, -1, -1)
-    joint = torch.cat([one, other]).expand(B, 1, -1, -1)
+    both = torch.stack([one, other]).expand(B, -1, -1, -1, -1)
+    joint = torch.cat([one, other]).expand(B, 1, -1, -1, -1)
     with adapter.condition(both, torch.full((B, 2), 0.5)):
         separate = forward(unet)
     with adapter.condition(joint):
@@ -96,6 +96,19 @@ def test_refuses_tokens_of_another_batch(unet: UNet2DConditionModel, adapter: Us
     tokens = adapter.project(embeddings(2 * B))[:, None]
     with adapter.condition(tokens), pytest.raises(ValueError, match="rows"):
         forward(unet)
+
+
+def test_rows_beyond_the_users_are_nobody_s(
+    unet: UNet2DConditionModel, adapter: UserAdapter
+) -> None:
+    """The unguided half of a batch costs no user attention, and gets none."""
+    base, users = forward(unet), adapter.project(embeddings(B))[:, None]
+    with adapter.condition(users):
+        all_three = forward(unet)
+    with adapter.condition(users[:1]):
+        first = forward(unet)
+    assert torch.equal(first[1:], base[1:])
+    assert torch.allclose(first[0], all_three[0], atol=1e-6)
 
 
 def test_trains_everything_but_the_two_biases(

@@ -48,7 +48,8 @@ class Toy:
     def texts_found(self) -> tuple[int, int]:
         return 0, 0
 
-    def encode(self, prompt: str) -> Text:
+    def encode(self, prompt: str | None) -> Text:
+        prompt = prompt or ""
         if prompt == "unencodable":
             raise ValueError(prompt)
         if prompt == "deadly":

@@ -64,7 +64,7 @@ def prepare(
     states, reading_user, read_in = _read(prepared, release, device, workers)
     (out / _CHUNKS).unlink(missing_ok=True)
     prompts = list(prepared.prompts)
-    text = {k: v.float().cpu().numpy() for k, v in _text(backbone, [*prompts, ""]).items()}
+    text = {k: v.float().cpu().numpy() for k, v in _text(backbone, [*prompts, None]).items()}
     found = ChoiceSet(
         user=np.array(prepared.user), prompt=np.array(prepared.prompt),
         preferred=np.array(prepared.preferred), rejected=np.array(prepared.rejected),
@@ -238,6 +238,6 @@ def ray_here(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _text(backbone: Backbone, prompts: list[str]) -> dict[str, torch.Tensor]:
+def _text(backbone: Backbone, prompts: list[str | None]) -> dict[str, torch.Tensor]:
     states = [backbone.encode(p) for p in track(prompts, description="prompts")]
     return {key: torch.cat([s[key] for s in states]) for key in states[0]}

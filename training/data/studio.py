@@ -35,8 +35,8 @@ PAIRS_PER_PERSON = 50
 
 
 def caption_text(backbone: Backbone) -> Text:
-    """Text states of every caption and of the empty prompt, last: ``[captions + 1, …]``."""
-    states = [backbone.encode(prompt) for prompt in (*map(str, CAPTIONS), "")]
+    """Text states of every caption and of no prompt, last: ``[captions + 1, …]``."""
+    states = [backbone.encode(prompt) for prompt in (*map(str, CAPTIONS), None)]
     return {key: torch.cat([s[key] for s in states]) for key in states[0]}
 
 
