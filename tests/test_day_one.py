@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from ppd_serve.actors.encoder import Encoder
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.picture import encode_picture
 from ppd_serve.diffusion.request import User
-from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import ReleaseError
-from ppd_serve.preferences.embedding_space import embedding_space
 from ppd_serve.preferences.pairs import Pair
-from ppd_serve.release import Release, Source, load_release, write_release
+from ppd_serve.release import Release, load_release
 from ppd_serve.settings import EncoderPart
-from tests.diffusion.test_public_adapter import add_biases
-from tests.tiny_release import make_tiny_release
-from tests.twins.encoders import CLIP_DIM, make_clip
+from tests.twins.day_one import make_day_one
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    path = tmp_path_factory.mktemp("release")
-    made = make_tiny_release(path)
-    clip = make_clip(path / "image_encoder")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adapter = UserAdapter.for_unet(made.load_backbone().denoiser, CLIP_DIM)
-        for branch in adapter.branches:
-            torch.nn.init.normal_(branch.to_v_ip.weight, std=0.5)
-    assert made.adapter_path is not None
-    adapter.save(made.adapter_path)
-    add_biases(made.adapter_path)
-    changes = {
-        "encoder": Source(path="image_encoder"),
-        "questions": None,
-        "embedding_space": embedding_space(clip, dtype="float32", quantisation=None),
-        "embedding_shape": (1, CLIP_DIM),
-    }
-    return write_release(path, made.manifest.model_copy(update=changes))
+    return make_day_one(tmp_path_factory.mktemp("release"))
 
 
 def pair(seed: int) -> Pair:

@@ -35,15 +35,8 @@ from tests.diffusion.test_stock_diffusers import (  # noqa: F401
     test_reproduces_the_engine,
 )
 from tests.tiny_release import EMBEDDING_DIM, EMBEDDING_ROWS, make_tiny_release
+from tests.twins.day_one import add_biases
 from training.policy import Policy
-
-
-def add_biases(file: Path) -> None:
-    state = load_file(file)
-    generator = torch.Generator().manual_seed(0)
-    for key in ("image_proj.proj.bias", "image_proj.norm.bias"):
-        state[key] = torch.randn(state[key].shape, generator=generator)
-    save_file(state, file)
 
 
 @pytest.fixture(scope="module")

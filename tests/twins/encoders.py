@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -29,13 +30,16 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from ppd_serve.preferences.encoder import EncoderConfig
+from ppd_serve.preferences.encoder import Encoder, EncoderConfig
 from ppd_serve.preferences.prompt import FewShotPrompt
+from ppd_serve.preferences.transform import fit_transform
+from tests.tiny_encoder import random_choice
 
 WIDTH, LAYERS, CLIP_DIM = 32, 2, 16
 PROMPT = FewShotPrompt(
     caption="{number}. {caption}", preferred="liked", rejected="disliked", task="Who is this?"
 )
+_PEOPLE, _DIRECTIONS = 12, 8
 _SPREAD = 0.2  # of random weights: enough that different pictures make different states
 
 TURNS = (
@@ -151,6 +155,18 @@ def make_vlm(name: str, path: Path, seed: int = 0, **config: object) -> Path:
         VLMS[name](path)
     asked = EncoderConfig(prompt=PROMPT, max_profile_tokens=4).model_copy(update=config)
     (path / "encoder.json").write_text(asked.model_dump_json())
+    return path
+
+
+def make_fitted_vlm(name: str, path: Path, seed: int = 0) -> Path:
+    """A twin whose transform was fitted on its own states of random choices."""
+    make_vlm(name, path, seed, layers="all")
+    reader, rng = Encoder.load(path, unfitted=True), np.random.default_rng(seed)
+    chunks = [[random_choice(rng)] for _ in range(_PEOPLE * 2)]
+    states = np.stack([state for state, _ in reader.read_all(chunks)])
+    fit_transform(states.reshape(_PEOPLE, 2, LAYERS, WIDTH), _DIRECTIONS).save(
+        path / "transform.safetensors"
+    )
     return path
 
 
