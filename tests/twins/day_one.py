@@ -10,24 +10,23 @@ from safetensors.torch import load_file, save_file
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.preferences.embedding_space import embedding_space
 from ppd_serve.release import Release, Source, write_release
-from tests.tiny_release import make_tiny_release
 from tests.twins.encoders import CLIP_DIM, make_clip
+from tests.twins.sd15 import make_sd15
 
 
 def make_day_one(path: Path) -> Release:
-    made = make_tiny_release(path)
+    made = make_sd15(path, make_encoder=None)
     clip = make_clip(path / "image_encoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         adapter = UserAdapter.for_unet(made.load_backbone().denoiser, CLIP_DIM)
         for branch in adapter.branches:
-            torch.nn.init.normal_(branch.to_v_ip.weight, std=3.0)
+            torch.nn.init.normal_(branch.to_v_ip.weight, std=0.5)
     assert made.adapter_path is not None
     adapter.save(made.adapter_path)
     add_biases(made.adapter_path)
     changes = {
         "encoder": Source(path="image_encoder"),
-        "questions": None,
         "embedding_space": embedding_space(clip, dtype="float32", quantisation=None),
         "embedding_shape": (1, CLIP_DIM),
     }
