@@ -32,6 +32,7 @@ from ppd_serve.manifest import MANIFEST, Manifest, Source, is_commit, read_manif
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
+    from ppd_serve.preferences.pair_encoder import PairEncoder
     from ppd_serve.preferences.questions import Questioner
 
 __all__ = ["MANIFEST", "Manifest", "Release", "Source", "load_release", "seal", "write_release"]
@@ -123,13 +124,22 @@ class Release:
             return None
         return UserAdapter.load(self.adapter_path, backbone.denoiser).requires_grad_(False)
 
-    def load_encoder(self, **how: Any) -> Encoder:
-        """``how`` is ``Encoder.load``'s: device, dtype, quantisation."""
-        from ppd_serve.preferences.encoder import Encoder
+    def load_encoder(self, **how: Any) -> PairEncoder:
+        """``how`` is ``preferences.load.load_encoder``'s: device, dtype, quantisation."""
+        from ppd_serve.preferences.load import load_encoder
 
         if self.encoder_path is None:
             raise ReleaseError(f"release {self.name} has no encoder")
-        return Encoder.load(self.encoder_path, **how)
+        return load_encoder(self.encoder_path, **how)
+
+    def load_vlm(self, **how: Any) -> Encoder:
+        """The encoder of a release whose encoder is a VLM. ReleaseError for another kind."""
+        from ppd_serve.preferences.encoder import Encoder
+
+        encoder = self.load_encoder(**how)
+        if not isinstance(encoder, Encoder):
+            raise ReleaseError(f"the encoder of release {self.name} is no VLM")
+        return encoder
 
     def load_questioner(self) -> Questioner | None:
         """None for a release that asks no questions."""

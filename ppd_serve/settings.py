@@ -80,7 +80,7 @@ class EncoderPart(Part):
     """``replicas``: how many, or between how many (``Autoscaling``)."""
 
     threads: int = Field(min(2, CORES), ge=1)
-    quantisation: Literal["4bit"] | None = None
+    quantisation: Literal["4bit", "8bit"] | None = None
     replicas: Replicas = 1
 
 

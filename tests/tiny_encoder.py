@@ -15,7 +15,7 @@ from transformers import (
 
 from ppd_serve.preferences.encoder import Encoder, EncoderConfig
 from ppd_serve.preferences.prompt import Choice
-from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
+from ppd_serve.preferences.transform import fit_transform
 from training.data.world import SIDE
 from training.vlm import IMAGE, PATCH, STUDIO_PROMPT, new_processor
 
@@ -42,12 +42,8 @@ def make_tiny_encoder(path: str | Path, seed: int = 0) -> Path:
         max_profile_tokens=4,
     )
     (path / "encoder.json").write_text(config.model_dump_json(indent=1) + "\n")
-    identity = BetweenUserTransform(
-        np.zeros((ROWS, WIDTH), np.float32), np.eye(WIDTH, dtype=np.float32)[None]
-    )
-    reader = Encoder(
-        model, processor, config.model_copy(update={"profile": "skip"}), identity, space=""
-    )
+    skip = config.model_copy(update={"profile": "skip"})
+    reader = Encoder(model, processor, skip, None, space="")
     rng = np.random.default_rng(seed)
     states = [
         [reader.read([random_choice(rng)])[0] for _ in range(READINGS)] for _ in range(PEOPLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -85,8 +85,7 @@ def prepare(
     """Compute once what training needs of a file of choices: latents, text states, readings."""
     from training.data.sources import prepare_splits
 
-    if (rows is None) == (database is None) or (database is None) != (blobs is None):
-        raise typer.BadParameter("either --rows, or --database and --blobs")
+    _one_source(rows, database, blobs)
     for line in prepare_splits(
         out, release, rows=rows, revision=revision, database=database, blobs=blobs, clip=clip,
         relabel_by=relabel_by, most_pairs=most_pairs, device=device, workers=workers,
@@ -263,7 +262,7 @@ def choices(
     from training.evaluate.choices import choices_markdown, measure_choices, write_choices
     from training.evaluate.run import POOL_SIZE
 
-    encoder = load_release(release).load_encoder()
+    encoder = load_release(release).load_vlm()
     seen = load_pool(work / "pool", "train", Budget().pool)
     held_out = load_pool(work / "pool", "dev" if split == "dev" else "test", POOL_SIZE)
     report = measure_choices(encoder, seen, held_out, split, users)
@@ -297,6 +296,47 @@ def fit_questions(
 
 
 @app.command()
+def fit_transform(
+    release: Annotated[Path, typer.Option(help="A release directory; the part is put into it.")],
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Parquet file or directory, or hub id, with Pick-a-Pic's columns."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
+    database: Annotated[str | None, typer.Option(help="A server's database URL instead.")] = None,
+    blobs: Annotated[str | None, typer.Option(help="And where it keeps its pictures.")] = None,
+    directions: Annotated[int, typer.Option(min=1, help="Numbers in an embedding's row.")] = 16,
+    readings: Annotated[int, typer.Option(min=2, help="Of everybody, four choices each.")] = 2,
+    device: str = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="As the server's settings will have it."),
+    ] = "float32",
+    quantisation: Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Likewise.")] = None,
+) -> None:
+    """Fit what makes a VLM's states an embedding, on people's choices; before anything is trained.
+
+    The release has an encoder directory and neither adapter nor questions yet.
+    """
+    _one_source(rows, database, blobs)
+    from ppd_serve.release import load_release
+    from training.data.choices import Skipped
+    from training.data.readings import READ_AT_ONCE
+    from training.data.sources import choices_of
+    from training.transform import encoder_to_fit, fit, ship, states_of_people, told_apart
+
+    how: dict[str, Any] = {"dtype": dtype, "quantisation": quantisation}
+    encoder = encoder_to_fit(load_release(release), device=device, **how)
+    source = choices_of(rows, revision, database, blobs, least_pairs=readings * READ_AT_ONCE)
+    skipped = Skipped()
+    seen = states_of_people(encoder, source(skipped, "train"), readings)
+    transform = fit(seen, directions)
+    ship(release, encoder, transform, **how)
+    typer.echo(f"{len(seen)} people's choices; {skipped.report()}")
+    typer.echo(told_apart(encoder, transform, source(Skipped(), "dev"), readings))
+
+
+@app.command()
 def judge_questions(
     release: Path = DEFAULT_RELEASE,
     work: Path = WORK,
@@ -313,6 +353,24 @@ def judge_questions(
     report = compare_questions(release, out, work, split=split, users=users, answers=answers)
     write_asking(report, out)
     typer.echo(asking_markdown(report))
+
+
+@app.command()
+def judge_day_one(
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    split: Annotated[Literal["dev", "test", "confirm"], typer.Option()] = "dev",
+    users: int = 200,
+    pictures: Annotated[int, typer.Option(help="Drawn to learn how pictures answer.")] = 320,
+    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("runs/day-one"),
+) -> None:
+    """Read new users' choices with an image tower alone, as before any training, or with the VLM:
+    how much better the VLM knows their taste."""
+    from training.evaluate.day_one import day_one_markdown, judge_day_one, write_day_one
+
+    report = judge_day_one(release, split=split, users=users, work=work, pictures=pictures)
+    write_day_one(report, out)
+    typer.echo(day_one_markdown(report))
 
 
 @app.command()
@@ -357,6 +415,11 @@ def compare(
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(page)
     typer.echo(page)
+
+
+def _one_source(rows: str | None, database: str | None, blobs: str | None) -> None:
+    if (rows is None) == (database is None) or (database is None) != (blobs is None):
+        raise typer.BadParameter("either --rows, or --database and --blobs")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.errors import ReleaseError
 
 Weights = Literal["adapter", "lora", "full"]
 Conditioning = Literal["none", "user"]
@@ -129,6 +130,8 @@ class Policy:
         """Go on from a saved user branch of the same shape."""
         assert self.adapter is not None
         saved = UserAdapter.load(path, copy.deepcopy(self.backbone.denoiser))
+        if saved.has_biases:
+            raise ReleaseError("the adapter has biases: dropping a user would not give the base")
         self.adapter.load_state_dict(saved.state_dict())
         if self.constant is not None:
             self.constant.value.fill_(1.0)

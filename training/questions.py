@@ -16,7 +16,7 @@ from ppd_serve.diffusion.picture import encode_picture
 from ppd_serve.diffusion.request import User
 from ppd_serve.manifest import Source
 from ppd_serve.preferences.choice_model import Array, ChoiceModel
-from ppd_serve.preferences.encoder import Encoder
+from ppd_serve.preferences.pair_encoder import PairEncoder
 from ppd_serve.preferences.questions import Questioner
 from ppd_serve.release import Release, load_release, write_release
 from training.choice_prior import fit_choice_model
@@ -31,7 +31,7 @@ _SEED = 900_000_000
 
 
 def states_of_choices(
-    encoder: Encoder, choices: Iterable[Choice], per_user: int
+    encoder: PairEncoder, choices: Iterable[Choice], per_user: int
 ) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
     """The first ``per_user`` choices of everybody who made as many: states of their pictures
     ``[pictures, hidden]``; preferred and rejected as indices into them ``[users, per_user]``.
@@ -63,7 +63,7 @@ def states_of_choices(
 
 def fit_questioner(
     release: Release,
-    encoder: Encoder,
+    encoder: PairEncoder,
     states: Array,
     preferred: NDArray[np.int64],
     rejected: NDArray[np.int64],
@@ -77,7 +77,7 @@ def fit_questioner(
 
 
 def measure_response(
-    release: Release, encoder: Encoder, model: ChoiceModel, pictures: int, device: str
+    release: Release, encoder: PairEncoder, model: ChoiceModel, pictures: int, device: str
 ) -> Array:
     """Least squares of what pictures drawn with random embeddings differ by from the base's, on
     the embeddings: ``[rows, dim, d]``. Prompts are the release's examples."""

@@ -38,7 +38,6 @@ class Encoder:
     ) -> None:
         import torch
 
-        from ppd_serve.preferences.encoder import Encoder as Reader
         from ppd_serve.release import load_release
 
         if log_format is not None:
@@ -48,7 +47,7 @@ class Encoder:
         self._chunks = 0  # that somebody wanted to be read
         found = load_release(release)
         self._thread = ThreadPoolExecutor(1, "encoder")
-        self._reader: Reader = found.load_encoder(
+        self._reader = found.load_encoder(
             device=part.device, dtype=part.dtype, quantisation=part.quantisation
         )
         if self._reader.space != found.embedding_space:

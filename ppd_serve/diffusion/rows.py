@@ -35,6 +35,7 @@ class Row:
     ticket: Ticket
     generator: torch.Generator
     users_UT2P: Tensor | None
+    zero_UT2P: Tensor | None  # for the unguided half, where zero is not nobody (``has_biases``)
     weights_U: Tensor
     later: tuple[LaterStage, ...]
     steps: int  # of all stages together
@@ -116,15 +117,19 @@ def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -
     started = time.monotonic()
     request = ticket.request
     weights = [weight * request.preference_scale for _, weight in request.users]
-    present = [i for i, weight in enumerate(weights) if weight]
-    users = None
+    present = [i for i, weight in enumerate(weights) if weight and request.users[i][0].any()]
+    users = zero = None
     if adapter is not None and present:
         embeddings = np.stack([request.users[i][0] for i in present])
-        users = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
+        known = torch.from_numpy(embeddings).float().to(backbone.device)
+        users = adapter.project(known)
+        if adapter.has_biases:
+            zero = adapter.project(torch.zeros_like(known))
     row = Row(
         ticket=ticket,
         generator=torch.Generator().manual_seed(request.seed),
         users_UT2P=users,
+        zero_UT2P=zero,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
         later=backbone.later,
         steps=request.steps + sum(stage.asked(request).steps for stage in backbone.later),
@@ -145,7 +150,7 @@ def begin_next_stage(row: Row, backbone: Backbone) -> None:
     if request.guidance_scale > 1:
         nothing = torch.zeros_like(latent_BCHW)
         negative = stage.told(backbone.encode(request.negative_prompt or None), nothing)
-    row.later, row.users_UT2P = tuple(later), None
+    row.later, row.users_UT2P, row.zero_UT2P = tuple(later), None, None
     row.begin(stage, request, text, negative)
 
 
@@ -153,8 +158,8 @@ def step_rows(rows: Sequence[Row], adapter: UserAdapter | None) -> list[bool]:
     """One forward for all ``rows`` (of one group), each at its own timestep.
 
     Rows that are guided at this step take part twice: with their prompt and users, and with the
-    negative prompt and nobody. Returns which of them are finite. On an exception no row has
-    changed, and the step can be taken again.
+    negative prompt and nobody (or zero, where that is not nobody). Returns which of them are
+    finite. On an exception no row has changed, and the step can be taken again.
     """
     B, stage, device = len(rows), rows[0].stage, rows[0].stage.device
     lines = [row.schedule.steps[row.index] for row in rows]
@@ -171,7 +176,7 @@ def step_rows(rows: Sequence[Row], adapter: UserAdapter | None) -> list[bool]:
     if adapter is None:
         m = stage.denoise(x[part], timesteps, text).float()
     else:
-        with adapter.condition(*_users(rows)):
+        with adapter.condition(*_users(rows, guided)):
             m = stage.denoise(x[part], timesteps, text).float()
     if guided:
         requests = [rows[i].request for i in guided]
@@ -198,19 +203,23 @@ def final_latents(rows: Sequence[Row]) -> Tensor:
     return torch.stack([row.latent_CHW for row in rows])
 
 
-def _users(rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:
+def _users(rows: Sequence[Row], guided: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
     """Keys and values ``[B, U, T, 2, P]`` and weights ``[B, U]`` (0 for who is not there) of the
-    first B of the batch: the rest is the unguided half, and copies."""
+    first B of the batch: the rest is the unguided half, and copies. That half, of the ``guided``
+    rows, is part of B only where zero is not nobody."""
     most = max((len(row.weights_U) for row in rows if row.users_UT2P is not None), default=0)
     if not most:
         return None, None
     first = next(row.users_UT2P for row in rows if row.users_UT2P is not None)
-    users = first.new_zeros(len(rows), most, *first.shape[1:])
-    weights = first.new_zeros(len(rows), most, dtype=torch.float32)
-    for i, row in enumerate(rows):
-        if row.users_UT2P is not None:
-            users[i, : len(row.users_UT2P)] = row.users_UT2P
-            weights[i, : len(row.weights_U)] = row.weights_U
+    halves = [(row.users_UT2P, row.weights_U) for row in rows]
+    if any(row.zero_UT2P is not None for row in rows):
+        halves += [(rows[i].zero_UT2P, rows[i].weights_U) for i in guided]
+    users = first.new_zeros(len(halves), most, *first.shape[1:])
+    weights = first.new_zeros(len(halves), most, dtype=torch.float32)
+    for i, (own, weight) in enumerate(halves):
+        if own is not None:
+            users[i, : len(own)] = own
+            weights[i, : len(own)] = weight
     return users, weights
 
 

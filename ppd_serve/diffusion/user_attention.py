@@ -8,6 +8,10 @@ image embedding stood, and a weight per row and per user::
 ``W'`` has no bias and ``W'_v`` starts at zero, so a new adapter, a zero embedding and a zero weight
 all give the base model's output bit for bit (at equal batch composition).
 
+Public IP-Adapters have biases in their projection: there, zero makes tokens like any other, and was
+what their unguided half was trained with. So with them both halves of a guided row attend to
+tokens, its own and zero's (``has_biases``), and who is zero is nobody (``rows.py``).
+
 Nothing but the queries changes from step to step, so ``project`` goes all the way from an embedding
 to the keys and values of every branch: the engine does it once for a request.
 
@@ -46,7 +50,8 @@ class Condition:
 
 
 class UserProjection(nn.Module):
-    """diffusers' ``ImageProjection`` with both biases held at zero, so that zero stays zero."""
+    """diffusers' ``ImageProjection``. In training both biases are held at zero, so that zero stays
+    zero."""
 
     def __init__(self, embedding_dim: int, token_dim: int, tokens_per_row: int) -> None:
         super().__init__()
@@ -141,6 +146,7 @@ class UserAdapter(nn.Module):
         self.branches = nn.ModuleList(
             UserAttention(self.token_dim, attn.to_k.out_features) for attn in attentions
         )
+        self.has_biases = False
         self._condition = Condition()
         place = 0
         for attn in attentions:
@@ -162,7 +168,7 @@ class UserAdapter(nn.Module):
     def load(cls, path: str | PathLike[str], unet: nn.Module) -> UserAdapter:
         """An adapter saved by ``save``, on ``unet``, with the UNet's device and dtype.
 
-        Raises ReleaseError for a file that is no bias-free IP-Adapter of this UNet.
+        Raises ReleaseError for a file that is no plain IP-Adapter of this UNet.
         """
         try:
             state = load_file(path)
@@ -182,8 +188,7 @@ class UserAdapter(nn.Module):
         if misfits:
             named = ", ".join(misfits[:3])
             raise ReleaseError(f"{Path(path).name} is of another backbone: {named} …")
-        if any(state[key].any() for key in state if key.endswith(".bias")):
-            raise ReleaseError("the adapter has biases: a zero embedding would move the picture")
+        adapter.has_biases = any(bool(x.any()) for key, x in state.items() if key.endswith(".bias"))
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])

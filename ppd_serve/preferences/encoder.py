@@ -1,50 +1,41 @@
 """A VLM that reads a person's pairs and answers with a preference embedding and a profile.
 
-Any ``AutoModelForImageTextToText`` with its ``AutoProcessor``. Pairs are cut into chunks of four
-in arrival order; a full chunk never changes, so a new pair costs one reading. A chunk's reading is
-a set of hidden states around the profile the model writes; readings are averaged by their number
-of pairs and pass through the fitted between-user transform (``transform.py``).
+Any ``AutoModelForImageTextToText`` with its processor. A chunk's reading is a set of hidden states
+around the profile the model writes; their mean passes through the fitted between-user transform
+(``transform.py``).
 
 An encoder directory is a transformers model directory plus ``encoder.json`` (how to read) and
-``transform.safetensors``.
+``transform.safetensors``. Or it is these two files alone, and ``encoder.json`` says which ``model``
+of the hub they are for.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, ValidationError
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-)
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ppd_serve.errors import ReleaseError
-from ppd_serve.preferences.pairs import Pair
+from ppd_serve.preferences.chat import Chat
+from ppd_serve.preferences.embedding_space import embedding_space
+from ppd_serve.preferences.model_files import HubModel, model_directory
+from ppd_serve.preferences.pair_encoder import CHUNK, Array, ChunkReading, PairEncoder, Reading
 from ppd_serve.preferences.picture_states import picture_states
+from ppd_serve.preferences.processors import limit_pixels, load_processor
 from ppd_serve.preferences.prompt import Choice, FewShotPrompt
+from ppd_serve.preferences.quantisation import Quantisation, bitsandbytes_config
 from ppd_serve.preferences.transform import BetweenUserTransform
 
-Array = NDArray[np.float32]
-Quantisation = Literal["4bit"]
+__all__ = [
+    "CHUNK", "MAX_CAPTION", "Encoder", "EncoderConfig", "Quantisation", "Reading",
+    "embedding_space", "load_vlm",
+]  # fmt: skip
 
-CHUNK = 4
-SEEN_BYTES = 64 * 2**20  # of pictures' states that are remembered
 # About what a backbone's text encoder reads of a prompt (77 tokens); the pictures matter more.
 MAX_CAPTION = 300
 
@@ -54,47 +45,47 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    model: HubModel | None = None  # None: in the encoder directory itself
     prompt: FewShotPrompt = FewShotPrompt()
     # Where the states are taken: as the model sets out to write, or after it has written.
     position: Literal["before_profile", "after_profile"] = "after_profile"
     # Which layers, as indices into transformers' hidden_states; each makes one embedding row.
-    layers: tuple[int, ...] = (-1,)
+    # All of them leave out 0: the last word's own embedding, the same for everybody.
+    layers: tuple[int, ...] | Literal["all"] = (-1,)
     profile: Literal["write", "skip"] = "write"
     max_profile_tokens: int = 512
+    # At most so many pixels of each of a pair's two pictures; None: what the processor would show.
+    picture_pixels: int | None = Field(None, ge=1)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the encoder makes of a person: float32 ``[rows, dim]`` and the profile it wrote."""
-
-    embedding: Array
-    profile: str | None
-
-
-class Encoder:
-    """Reads pairs. Thread-safe: one reading at a time (a fast tokenizer cannot be shared)."""
+class Encoder(PairEncoder):
+    """``transform`` None gives the states as they are: what a transform is fitted on."""
 
     def __init__(
         self,
         model: Any,
         processor: Any,
         config: EncoderConfig,
-        transform: BetweenUserTransform,
+        transform: BetweenUserTransform | None,
         *,
         space: str,
         cache_chunks: int = 4096,
     ) -> None:
+        super().__init__(space, cache_chunks)
         self.model = model
         self.processor = processor
         self.config = config
-        self.transform = transform
-        self.space = space
-        self.rows, _, self.dim = transform.matrix.shape
-        self._cache: OrderedDict[str, tuple[Array, str | None]] = OrderedDict()
-        self._cache_chunks = cache_chunks
-        self._seen: OrderedDict[bytes, Array] = OrderedDict()
-        self.chunks_read = 0  # the others were remembered
-        self._lock = threading.Lock()
+        self._transform = transform
+        self.layers = _layers(model, config)
+        text = model.config.get_text_config()
+        self.rows, self.dim = len(self.layers), text.hidden_size
+        if transform is not None:
+            rows, _, self.dim = transform.matrix.shape
+            if rows != self.rows:
+                raise ReleaseError(f"encoder: {self.rows} layers, a transform for {rows}")
+        if config.picture_pixels is not None:
+            limit_pixels(model, processor, config.picture_pixels)
+        self._chat = Chat(processor)
 
     @classmethod
     def load(
@@ -104,83 +95,53 @@ class Encoder:
         device: str = "cpu",
         dtype: str = "float32",
         quantisation: Quantisation | None = None,
+        unfitted: bool = False,
     ) -> Encoder:
-        """Load an encoder directory. Raises ReleaseError naming what is missing or unsafe."""
+        """Load an encoder directory. Raises ReleaseError naming what is missing or unsafe.
+
+        ``unfitted``: without its transform, which need not be there.
+        """
         path = Path(path)
-        for needed in ("encoder.json", "transform.safetensors"):
+        for needed in ["encoder.json"] + ["transform.safetensors"] * (not unfitted):
             if not (path / needed).exists():
                 raise ReleaseError(f"encoder: {needed} is missing")
         try:
             config = EncoderConfig.model_validate_json((path / "encoder.json").read_bytes())
         except ValidationError as error:
             raise ReleaseError(f"encoder.json: {error.errors()[0]['msg']}") from None
-        transform = BetweenUserTransform.load(path / "transform.safetensors")
-        if len(transform.matrix) != len(config.layers):
-            raise ReleaseError(
-                f"encoder: {len(config.layers)} layers, a transform for {len(transform.matrix)}"
-            )
+        transform = None
+        if not unfitted:
+            transform = BetweenUserTransform.load(path / "transform.safetensors")
         try:
-            model = load_vlm(path, device=device, dtype=dtype, quantisation=quantisation)
+            weights = model_directory(path, config.model)
+            model = load_vlm(weights, device=device, dtype=dtype, quantisation=quantisation)
         except (OSError, ValueError) as error:
             raise ReleaseError(f"encoder: {error}") from error
         try:
-            processor = AutoProcessor.from_pretrained(path)
-        except (OSError, ValueError, ImportError, AttributeError) as error:
-            raise ReleaseError(
-                f"encoder: no processor (one that also reads video needs torchvision): {error}"
-            ) from error
-        space = embedding_space(path, dtype=dtype, quantisation=quantisation)
+            processor = load_processor(weights)
+        except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
+            raise ReleaseError(f"encoder: no processor: {error}") from error
+        space = embedding_space(path, dtype=dtype, quantisation=quantisation, weights=weights)
         return cls(model, processor, config, transform, space=space)
 
-    def embed(self, pairs: Sequence[Pair]) -> Reading:
-        """The preference embedding of ``pairs`` (arrival order, at least one)."""
-        if not pairs:
-            raise ValueError("an embedding needs at least one pair")
-        chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
-        readings = [self._read_cached(chunk) for chunk in chunks]
-        weights = np.array([len(chunk) for chunk in chunks], np.float32)
-        state = np.average([r[0] for r in readings], axis=0, weights=weights)
-        return Reading(self.transform(state), readings[-1][1])
+    @property
+    def transform(self) -> BetweenUserTransform:
+        if self._transform is None:
+            raise ReleaseError("encoder: no transform is fitted yet")
+        return self._transform
 
-    def look(self, picture: bytes) -> Array:
-        """The image tower's states of an encoded picture, ``[PARTS · width]``."""
-        key = hashlib.sha256(picture).digest()
-        with self._lock:
-            states = self._seen.pop(key, None)
-            if states is None:
-                states = picture_states(self.model, self.processor, _open(picture))
-            self._seen[key] = states  # the newest
-            while len(self._seen) * states.nbytes > SEEN_BYTES:  # of one model all are equally long
-                self._seen.popitem(last=False)
-            return states
+    def embedding(self, state: Array) -> Array:
+        return state if self._transform is None else self._transform(state)
 
-    def _read_cached(self, chunk: Sequence[Pair]) -> tuple[Array, str | None]:
-        key = _content_key(chunk)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-            reading = self.read([(p.prompt, _open(p.preferred), _open(p.rejected)) for p in chunk])
-            self.chunks_read += 1
-            self._cache[key] = reading
-            while len(self._cache) > self._cache_chunks:
-                self._cache.popitem(last=False)
-            return reading
+    def see(self, picture: Image.Image) -> Array:
+        return picture_states(self.model, self.processor, picture)
 
     @torch.inference_mode()
-    def read(self, choices: Sequence[Choice]) -> tuple[Array, str | None]:
-        """One reading: hidden states ``[rows, hidden]`` (float32) and the profile."""
-        choices = [(self._harmless(caption), w, x) for caption, w, x in choices]
-        text = self.processor.apply_chat_template(
-            self.config.prompt.conversation(choices), add_generation_prompt=True
-        )
-        inputs = self.processor(
-            text=text, images=self.config.prompt.images(choices), return_tensors="pt"
-        ).to(self.model.device)
-        inputs = {
-            k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()
-        }
-        length = inputs["input_ids"].shape[1]
+    def read_all(self, chunks: Sequence[Sequence[Choice]]) -> list[ChunkReading]:
+        """Of every chunk, hidden states ``[rows, hidden]`` (float32) and the profile."""
+        chunks = [[(self._harmless(text), w, x) for text, w, x in chunk] for chunk in chunks]
+        inputs = self._inputs(chunks)
+        start = inputs["input_ids"].shape[1]
         writes = self.config.profile == "write" or self.config.position == "after_profile"
         output = self.model.generate(
             **inputs,
@@ -189,15 +150,46 @@ class Encoder:
             output_hidden_states=True,
             return_dict_in_generate=True,
         )
-        # hidden_states: one entry per forward, each a tuple of layers [1, tokens, hidden]. The
-        # first forward ends where the profile begins; the last one predicts the final token.
-        forward = output.hidden_states[0 if self.config.position == "before_profile" else -1]
-        state = torch.stack([forward[layer][0, -1] for layer in self.config.layers])
-        profile = None
-        if self.config.profile == "write":
-            written = output.sequences[0, length:]
-            profile = self.processor.decode(written, skip_special_tokens=True).strip()
-        return state.float().cpu().numpy(), profile
+        readings = []
+        for i, written in enumerate(output.sequences[:, start:]):
+            written = written[: self._length(written)]
+            # hidden_states: one entry per forward, each a tuple of layers [B, tokens, hidden]. The
+            # first forward ends where the profile begins; the n-th predicts the n-th token.
+            before = self.config.position == "before_profile"
+            forward = output.hidden_states[0 if before else len(written) - 1]
+            state = torch.stack([forward[layer][i, -1] for layer in self.layers])
+            profile = None
+            if self.config.profile == "write":
+                profile = self.processor.decode(written, skip_special_tokens=True).strip()
+            readings.append((state.float().cpu().numpy(), profile))
+        return readings
+
+    def _inputs(self, chunks: Sequence[Sequence[Choice]]) -> dict[str, torch.Tensor]:
+        """Padded on the left: every chunk ends where its profile begins."""
+        prompt = self.config.prompt
+        texts = [self._chat.text(prompt.conversation(choices)) for choices in chunks]
+        first_token = self.processor.tokenizer.bos_token
+        inputs = self.processor(
+            text=texts,
+            images=[prompt.images(choices) for choices in chunks],
+            padding=len(chunks) > 1,
+            padding_side="left",
+            # A template that writes the first token itself must not get another.
+            add_special_tokens=not (first_token and texts[0].startswith(first_token)),
+            return_tensors="pt",
+        ).to(self.model.device)
+        return {
+            k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()
+        }
+
+    def _length(self, written: torch.Tensor) -> int:
+        """Of one text in a batch, which goes on until the longest is done: to its own end."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        for count, token in enumerate(written.tolist(), start=1):
+            if token in ends:
+                return count
+        return len(written)
 
     def _harmless(self, caption: str) -> str:
         """A caption is what people wrote: it must not speak the model's control language.
@@ -212,15 +204,12 @@ class Encoder:
 def load_vlm(
     path: str | Path, *, device: str, dtype: str, quantisation: Quantisation | None = None
 ) -> Any:
-    """The VLM itself, safetensors only, on ``device`` in ``dtype``; 4-bit through bitsandbytes."""
+    """The VLM itself, safetensors only, on ``device`` in ``dtype``; fewer bits by bitsandbytes."""
     config = None
-    if quantisation == "4bit":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-            llm_int8_skip_modules=_unfit_for_4bit(path),
-        )
+    if quantisation:
+        with torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+        config = bitsandbytes_config(quantisation, empty, dtype)
     model = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
@@ -231,51 +220,7 @@ def load_vlm(
     return (model if config else model.to(device)).eval()
 
 
-def _unfit_for_4bit(path: str | Path) -> list[str]:
-    """Layers that stay as they are: the head, and those whose width is no whole number of blocks.
-
-    bitsandbytes scales blocks of 64 inputs; where rows end inside a block the weights' error is .25
-    instead of .09, and its fast kernels on a CPU (AVX-512 BF16; 32 outputs at a time) fail.
-    """
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
-    head = model.get_output_embeddings()
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-        and (layer is head or layer.in_features % 64 or layer.out_features % 32)
-    ]
-
-
-def embedding_space(path: Path, *, dtype: str, quantisation: Quantisation | None) -> str:
-    """A hash over all that an embedding depends on: weights, prompt, transform, precision."""
-    digest = hashlib.sha256()
-    names = sorted(
-        p.name
-        for p in path.iterdir()
-        if p.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}
-    )
-    for name in names:
-        digest.update(name.encode())
-        digest.update(hashlib.sha256((path / name).read_bytes()).digest())
-    settings = {"dtype": dtype, "quantisation": quantisation, "chunk": CHUNK}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _content_key(chunk: Sequence[Pair]) -> str:
-    digest = hashlib.sha256()
-    for pair in chunk:
-        for part in (pair.prompt.encode(), pair.preferred, pair.rejected):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _open(data: bytes) -> Image.Image:
-    """The picture as people see it: a camera held upright stores it sideways, EXIF says so."""
-    image: Image.Image = Image.open(io.BytesIO(data))
-    with suppress(Exception):  # Pillow raises nearly anything on EXIF that is none
-        image = ImageOps.exif_transpose(image)
-    return image.convert("RGB")
+def _layers(model: Any, config: EncoderConfig) -> tuple[int, ...]:
+    if config.layers == "all":
+        return tuple(range(1, model.config.get_text_config().num_hidden_layers + 1))
+    return config.layers

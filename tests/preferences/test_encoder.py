@@ -63,13 +63,13 @@ class Counted:
 
     def __init__(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
-        read = encoder.read
+        read = encoder.read_all
 
-        def counted(choices):
-            self.sizes.append(len(choices))
-            return read(choices)
+        def counted(chunks):
+            self.sizes += [len(choices) for choices in chunks]
+            return read(chunks)
 
-        monkeypatch.setattr(encoder, "read", counted)
+        monkeypatch.setattr(encoder, "read_all", counted)
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_pictures_not_looked_at_for_long_are_forgotten(
         return np.zeros(PARTS * WIDTH, np.float32)
 
     monkeypatch.setattr("ppd_serve.preferences.encoder.picture_states", look)
-    monkeypatch.setattr("ppd_serve.preferences.encoder.SEEN_BYTES", 2 * PARTS * WIDTH * 4)
+    monkeypatch.setattr("ppd_serve.preferences.pair_encoder.SEEN_BYTES", 2 * PARTS * WIDTH * 4)
     for picture in (one, other, one, third, one):  # the other makes room
         encoder.look(picture)
     assert len(looked) == 3

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from ppd_serve.diffusion.backbone import Backbone
-from ppd_serve.preferences.encoder import Encoder
+from ppd_serve.preferences.load import load_encoder
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release
 from training.data.choice_set import ChoiceSet
@@ -184,15 +184,12 @@ class ReadChunks:
 
     def __init__(self, encoder: str, device: str) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-        self.encoder = Encoder.load(encoder, device=device)
+        self.encoder = load_encoder(encoder, device=device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        found = []
-        for prompts, preferred, rejected in zip(
-            batch["prompts"], batch["preferred"], batch["rejected"], strict=True
-        ):
-            pairs = [Pair(*parts) for parts in zip(prompts, preferred, rejected, strict=True)]
-            found.append(self.encoder.embed(pairs).embedding)
+        columns = zip(batch["prompts"], batch["preferred"], batch["rejected"], strict=True)
+        chunks = [[Pair(*parts) for parts in zip(*chunk, strict=True)] for chunk in columns]
+        found = [reading.embedding for reading in self.encoder.embed_all(chunks)]
         return {"user": batch["user"], "pairs": batch["pairs"], "embedding": np.stack(found)}
 
 

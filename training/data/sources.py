@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -11,8 +11,30 @@ from training.data.choices import Choice, Skipped
 from training.data.live import live_choices
 from training.data.pickapic import PickAPic
 from training.data.prepare import prepare, ray_here
-from training.data.readings import Split
+from training.data.readings import READ_AT_ONCE, Split
 from training.data.relabel import relabel
+
+
+def choices_of(
+    rows: str | None,
+    revision: str | None,
+    database: str | None,
+    blobs: str | None,
+    *,
+    least_pairs: int = READ_AT_ONCE,
+    most_pairs: int | None = None,
+) -> Callable[[Skipped, Split], Iterator[Choice]]:
+    """The choices of a split's people, from a file or the hub (``rows``), or else from a server."""
+
+    def choices(skipped: Skipped, users: Split) -> Iterator[Choice]:
+        if rows is not None:
+            return PickAPic(rows, revision).choices(
+                skipped, users=users, least_pairs=least_pairs, most_pairs=most_pairs
+            )
+        assert database is not None and blobs is not None
+        return live_choices(database, blobs, skipped, users=users)
+
+    return choices
 
 
 def prepare_splits(
@@ -41,16 +63,11 @@ def prepare_splits(
 
         name, _, place = relabel_by.partition("=")
         scorer = load_scorer(name, place, device=device)
+    source = choices_of(rows, revision, database, blobs, most_pairs=most_pairs)
     with ray_here(workers):
         for split in get_args(Split):
             skipped = Skipped()
-            choices: Iterator[Choice]
-            if rows is not None:
-                source = PickAPic(rows, revision)
-                choices = source.choices(skipped, users=split, most_pairs=most_pairs)
-            else:
-                assert database is not None and blobs is not None
-                choices = live_choices(database, blobs, skipped, users=split)
+            choices = source(skipped, split)
             if scorer is not None:
                 choices = relabel(choices, scorer, skipped)
             try:

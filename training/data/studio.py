@@ -92,7 +92,7 @@ def studio_set(release: Release, work: Path, split: str) -> ChoiceSet:
     path = work / f"choices-{split}-{key}"
     if not (path / "about.json").exists():
         pool = load_pool(work / "pool", split, PICTURES[split])
-        backbone, encoder = release.load_backbone(), release.load_encoder()
+        backbone, encoder = release.load_backbone(), release.load_vlm()
         assert release.encoder_path is not None
         features = vlm.cache_features(encoder.model, pool.images)
         processor = AutoProcessor.from_pretrained(release.encoder_path)

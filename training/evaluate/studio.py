@@ -84,7 +84,7 @@ def panel_of(work: Path, split: str, count: int, pool_size: int) -> Panel:
 
 def reading_encoder(release: Release) -> Encoder:
     """The release's encoder; without writing profiles, where they cannot change an embedding."""
-    encoder = release.load_encoder()
+    encoder = release.load_vlm()
     if encoder.config.position == "before_profile":
         encoder.config = encoder.config.model_copy(update={"profile": "skip"})
     return encoder

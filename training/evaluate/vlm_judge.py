@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict
-from transformers import AutoProcessor
 
 from ppd_serve.preferences.encoder import MAX_CAPTION, Quantisation, load_vlm
+from ppd_serve.preferences.processors import load_processor
 from ppd_serve.preferences.prompt import Choice, FewShotPrompt
 from training.evaluate.scorers.source import directory
 from training.evaluate.statistics import Rate, wilson
@@ -105,7 +105,7 @@ class VlmJudge:
         path = directory(source)
         try:
             model = load_vlm(path, device=device, dtype=dtype, quantisation=quantisation)
-            processor = AutoProcessor.from_pretrained(path)
+            processor = load_processor(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"source: {path.name} holds no VLM: {error}") from error
         return cls(model, processor, prompt)
@@ -130,7 +130,9 @@ class VlmJudge:
             self.prompt.conversation(choices, self._harmless(caption)), add_generation_prompt=True
         )
         images = [*FewShotPrompt.images(choices), first, second]
-        inputs = self.processor(text=text, images=images, return_tensors="pt").to(self.model.device)
+        inputs = self.processor(text=text, images=[images], return_tensors="pt").to(
+            self.model.device
+        )
         output = self.model.generate(
             **{
                 name: value.to(self.model.dtype) if value.is_floating_point() else value
