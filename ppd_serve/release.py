@@ -15,6 +15,7 @@ safetensors only.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
 from ppd_serve.manifest import MANIFEST, Manifest, Source, is_commit, read_manifest
+from ppd_serve.preferences.model_files import HubModel
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
@@ -88,6 +90,8 @@ class Release:
         """Where a part's configs are: of one on the hub nothing else is fetched but small files,
         and all of a file of weights."""
         source = self.manifest.parts[name]
+        if name == "encoder" and (model := encoder_model(self._locate(source))):
+            source = Source(**model.model_dump())
         if not source.hub_id or name in ("adapter", "questions"):
             return self._locate(source)
         from huggingface_hub import snapshot_download
@@ -159,6 +163,9 @@ class Release:
                 raise ReleaseError(f"{name}: {part} is pinned to no commit; build does that")
             if not part.hub_id and not self._locate(part).exists():
                 raise ReleaseError(f"{part.path} is missing")
+            model = None if part.hub_id or name != "encoder" else encoder_model(self._locate(part))
+            if model and not is_commit(model.revision):
+                raise ReleaseError(f"{part}/encoder.json: its model is pinned to no commit")
         for name, checksum in self.manifest.checksums.items():
             if not (self.path / name).is_file():
                 raise ReleaseError(f"{name} is missing")
@@ -217,6 +224,17 @@ def seal(path: str | os.PathLike[str], manifest: Manifest) -> Release:
 def write_release(path: str | os.PathLike[str], manifest: Manifest) -> Release:
     """Write ``release.json`` over the parts already in ``path``, with a checksum of every file."""
     return seal(path, manifest).write()
+
+
+def encoder_model(path: Path) -> HubModel | None:
+    """The model of the hub that an encoder directory is for; None if it is in there itself."""
+    try:
+        named = json.loads((path / "encoder.json").read_bytes()).get("model")
+        return HubModel.model_validate(named) if named else None
+    except OSError:
+        raise ReleaseError("encoder: encoder.json is missing") from None
+    except (ValueError, AttributeError) as error:
+        raise ReleaseError(f"encoder.json: {first_line(error)}") from None
 
 
 @contextmanager

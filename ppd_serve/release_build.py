@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
 from ppd_serve.errors import ReleaseError
 from ppd_serve.manifest import MANIFEST, PARTS, Manifest, Source, invalid, is_commit, read_manifest
-from ppd_serve.preferences.encoder import Quantisation, embedding_space
+from ppd_serve.preferences.model_files import HubModel
+from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release, first_line, seal
+from ppd_serve.release_encoder import embedding_of, told
 
 USUAL = {
     "backbone": "backbone",
@@ -33,6 +34,8 @@ def build(
     *,
     places: Mapping[str, str],
     defaults: Mapping[str, Any],
+    encoder_model: str | None = None,
+    picture_pixels: int | None = None,
     dtype: str = "float32",
     quantisation: Quantisation | None = None,
     **said: Any,
@@ -41,21 +44,43 @@ def build(
 
     ``places``: of parts that are not in their ``USUAL`` place; ``defaults``: fields of
     ``Defaults``; ``said``: other fields of ``Manifest``. What all of them leave out stays as an
-    earlier ``release.json`` here has it. ``dtype`` and ``quantisation``: how the encoder will be
-    run, which its embedding space depends on.
+    earlier ``release.json`` here has it. ``encoder_model`` and ``picture_pixels``: for
+    ``encoder/encoder.json``, which model of the hub reads and how much it sees of a picture.
+    ``dtype`` and ``quantisation``: how the encoder will be run, which its embedding space depends
+    on.
     """
+    settings: dict[str, Any] = {}
+    if encoder_model is not None:
+        named = source(encoder_model)
+        if not named.hub_id:
+            raise ReleaseError(f"{encoder_model}: must be like hf://owner/name@revision/path")
+        settings["model"] = HubModel(**named.model_dump()).model_dump(exclude_none=True)
+    if picture_pixels is not None:
+        settings["picture_pixels"] = picture_pixels
+    with told(directory / USUAL["encoder"], settings):
+        return _build(directory, places, defaults, dtype, quantisation, said)
+
+
+def _build(
+    directory: Path,
+    places: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    dtype: str,
+    quantisation: Quantisation | None,
+    said: Mapping[str, Any],
+) -> Release:
     before: dict[str, Any] = {}
     if (directory / MANIFEST).exists():
         before = read_manifest(directory).model_dump(exclude_none=True)
     parts = {name: part for name in PARTS if (part := _part(name, places, before, directory))}
     if "backbone" not in parts:
         raise ReleaseError(f"no backbone: {directory / USUAL['backbone']} is missing")
-    told = {"defaults": before.get("defaults", {}) | defaults}
+    merged = {"defaults": before.get("defaults", {}) | defaults}
     try:
-        manifest = Manifest.model_validate(before | said | parts | told)
+        manifest = Manifest.model_validate({**before, **said, **parts, **merged})
     except ValidationError as error:
         raise invalid(error) from None
-    space = _embedding(Release(directory, manifest), dtype, quantisation)
+    space = embedding_of(Release(directory, manifest), dtype, quantisation)
     made = seal(directory, manifest.model_copy(update=space))
     made.check()
     return made.write()
@@ -102,19 +127,3 @@ def commit(hub_id: str, revision: str) -> str:
     if not is_commit(sha):
         raise ReleaseError(f"the hub does not tell the commit of {hub_id}@{revision}")
     return str(sha)
-
-
-def _embedding(release: Release, dtype: str, quantisation: Quantisation | None) -> dict[str, Any]:
-    """Its space and shape, as the manifest has them."""
-    path = release.encoder_path
-    if path is None:
-        return {"embedding_space": None, "embedding_shape": None}
-    file = path / "transform.safetensors"
-    try:
-        with safe_open(file, "numpy") as tensors:
-            rows, _, dim = tensors.get_slice("matrix").get_shape()
-    except (OSError, SafetensorError, ValueError):
-        where = f"{release.manifest.encoder}/{file.name}"
-        raise ReleaseError(f"{where} is missing or not an encoder's transform") from None
-    space = embedding_space(path, dtype=dtype, quantisation=quantisation)
-    return {"embedding_space": space, "embedding_shape": (rows, dim)}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -35,6 +35,12 @@ def build(
     adapter: PlaceOption = None,
     encoder: PlaceOption = None,
     questions: PlaceOption = None,
+    encoder_model: Annotated[
+        str | None, typer.Option(help="hf://… of the model that encoder/ is for, if not in there.")
+    ] = None,
+    picture_pixels: Annotated[
+        int | None, typer.Option(min=1, help="At most so many of each picture that a VLM reads.")
+    ] = None,
     size: Annotated[
         list[str] | None, typer.Option(help="WIDTHxHEIGHT; the first is usual.")
     ] = None,
@@ -44,9 +50,12 @@ def build(
     sampler: str | None = None,
     preference_scale: float | None = None,
     example_prompt: list[str] | None = None,
-    dtype: Annotated[str, typer.Option(help="Of the encoder, as it will be served.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Of the encoder, as it will be served."),
+    ] = "float32",
     quantisation: Annotated[
-        str | None, typer.Option(help="Of the encoder, as it will be served: 4bit.")
+        Literal["4bit", "8bit"] | None, typer.Option(help="Of the encoder, as it will be served.")
     ] = None,
 ) -> None:
     """Write release.json: where the parts are, with a checksum of every local file.
@@ -73,14 +82,18 @@ def build(
             directory,
             places=_given(places),
             defaults=_given(defaults),
+            encoder_model=encoder_model,
+            picture_pixels=picture_pixels,
             dtype=dtype,
-            quantisation=quantisation,  # type: ignore[arg-type]
+            quantisation=quantisation,
             **_given(said),
         )
     typer.echo(f"{made.name} {made.version} in {directory}")
     if made.embedding_space:
         how = " ".join(filter(None, (dtype, quantisation)))
         typer.echo(f"embedding space {made.embedding_space} ({how})")
+    elif made.manifest.encoder:
+        typer.echo("its encoder has no transform yet: python -m training fit-transform makes one")
 
 
 @app.command()

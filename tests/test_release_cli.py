@@ -19,6 +19,7 @@ from ppd_serve.release import MANIFEST, Release, load_release
 from ppd_serve.release_build import source
 from ppd_serve.settings import STUDIO
 from tests.tiny_release import make_tiny_release
+from tests.twins.encoders import CLIP_DIM, make_clip
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SAMPLING = ["--size", "64x64", "--size", "32x64", "--steps", "4", "--guidance-scale", "3",
@@ -63,6 +64,10 @@ def refused(*words: str | Path) -> str:
     return line
 
 
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
 # build
 
 
@@ -99,14 +104,16 @@ def test_how_the_encoder_is_run_is_part_of_the_space(release: Path, published: R
             [*NAMED, *SAMPLING, "--adapter", "../adapter.safetensors"],
             "must stay inside the release",
         ),
-        ([*NAMED, *SAMPLING, "--encoder", "backbone"], "backbone/transform.safetensors is missing"),
+        ([*NAMED, *SAMPLING, "--encoder", "backbone"], "encoder.json is missing"),
+        ([*NAMED, *SAMPLING, "--encoder-model", "encoder"], "must be like hf://owner/name"),
+        ([*NAMED, "--encoder-model", "hf://some/vlm@" + COMMIT], "defaults.sizes: Field required"),
         ([*NAMED, *SAMPLING, "--backbone", "hf://sdxl"], "must be like hf://owner/name"),
     ],
 )
 def test_a_build_that_is_refused_writes_nothing(parts: Path, options: list[str], why: str) -> None:
-    before = sorted(parts.rglob("*"))
+    before = contents(parts)
     assert why in refused("build", parts, *options)
-    assert sorted(parts.rglob("*")) == before
+    assert contents(parts) == before
 
 
 def test_a_build_of_nothing(tmp_path: Path) -> None:
@@ -157,6 +164,47 @@ def test_a_commit_is_pinned_already(hub: None) -> None:
     made = source(f"hf://h94/IP-Adapter@{COMMIT}/sdxl_models/ip-adapter_sdxl.safetensors")
     assert (made.hub_id, made.revision) == ("h94/IP-Adapter", COMMIT)
     assert made.path == "sdxl_models/ip-adapter_sdxl.safetensors"
+
+
+def test_an_encoder_on_the_hub(
+    hub: None, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CLIP tower that is not in the release, as on day one; and a VLM nobody has fitted yet."""
+    towers = {"clip": make_clip(tmp_path / "tower"), "vlm": parts / "encoder"}
+    asked: list[tuple[str, str]] = []
+
+    def snapshot(repo: str, *, revision: str, allow_patterns: object) -> str:
+        asked.append((repo, revision))
+        return str(towers[repo.partition("/")[2]].parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    shutil.rmtree(parts / "adapter")
+    (parts / "questions.safetensors").unlink()
+    base = tmp_path / "base"
+    base.mkdir()
+    shutil.copytree(parts / "backbone", base / "backbone")
+    words = ["build", base, *NAMED, *SAMPLING, "--encoder-model"]
+
+    done = ppd(*words, f"hf://some/clip@{COMMIT}/tower")
+    assert done.exit_code == 0, done.output
+    made = load_release(base)
+    said = json.loads((base / "encoder/encoder.json").read_text())
+    assert said == {"model": {"hub_id": "some/clip", "revision": COMMIT, "path": "tower"}}
+    assert made.load_encoder().space == made.embedding_space
+    assert made.manifest.embedding_shape == (1, CLIP_DIM)
+    assert ("some/clip", COMMIT) in asked
+    tower = told("describe", base)["parts"]["encoder"]["models"][0]
+    assert tower["parameters"] == sum(p.numel() for p in made.load_encoder().model.parameters())
+
+    done = ppd(*words, f"hf://some/vlm@{COMMIT}/encoder", "--picture-pixels", "4096")
+    assert done.exit_code == 0, done.output
+    assert "no transform yet" in done.stdout
+    assert load_release(base).embedding_space is None
+    assert json.loads((base / "encoder/encoder.json").read_text())["picture_pixels"] == 4096
+
+    said["model"]["revision"] = "main"
+    (base / "encoder/encoder.json").write_text(json.dumps(said))
+    assert refused("build", base) == "encoder/encoder.json: its model is pinned to no commit"
 
 
 def test_what_the_hub_does_not_know_is_named(hub: None, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""A release's encoder directory while a release is built: which model of the hub it is for, and
+what its embeddings are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from ppd_serve.errors import ReleaseError
+from ppd_serve.preferences.embedding_space import embedding_space
+from ppd_serve.preferences.model_files import model_directory
+from ppd_serve.preferences.quantisation import Quantisation
+from ppd_serve.release import Release, encoder_model
+
+TRANSFORM = "transform.safetensors"
+NONE: dict[str, Any] = {"embedding_space": None, "embedding_shape": None}
+
+
+@contextmanager
+def told(encoder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """``encoder.json`` with these settings, unless what happens inside fails: then as it was."""
+    file = encoder / "encoder.json"
+    before = file.read_bytes() if file.exists() else None
+    made = [place for place in (encoder.parent, encoder) if not place.exists()]
+    if settings:
+        encoder.mkdir(parents=True, exist_ok=True)
+        known: dict[str, Any] = json.loads(before) if before else {}
+        file.write_text(json.dumps({**known, **settings}, indent=1) + "\n")
+    try:
+        yield
+    except BaseException:
+        if settings:
+            file.write_bytes(before) if before is not None else file.unlink()
+            for place in reversed(made):
+                place.rmdir()
+        raise
+
+
+def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None) -> dict[str, Any]:
+    """Space and shape, as the manifest has them; ``NONE`` without an encoder, and for a VLM whose
+    transform is still to be fitted. Raises ReleaseError."""
+    path = release.encoder_path
+    if path is None:
+        return NONE
+    named = encoder_model(path)
+    try:
+        weights = model_directory(path, named)
+        config = AutoConfig.from_pretrained(weights)
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{release.manifest.encoder}: {error}") from error
+    if config.model_type.startswith("clip"):
+        shape = 1, config.projection_dim
+    elif (path / TRANSFORM).exists():
+        try:
+            with safe_open(path / TRANSFORM, "numpy") as tensors:
+                rows, _, dim = tensors.get_slice("matrix").get_shape()
+        except (OSError, SafetensorError, ValueError):
+            where = f"{release.manifest.encoder}/{TRANSFORM}"
+            raise ReleaseError(f"{where} is no encoder's transform") from None
+        shape = rows, dim
+    else:
+        return NONE
+    space = embedding_space(path, dtype=dtype, quantisation=quantisation, weights=weights)
+    return {"embedding_space": space, "embedding_shape": shape}
