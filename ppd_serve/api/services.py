@@ -5,7 +5,7 @@ Every method raises the errors of ``ppd_serve.errors``, which come out as proble
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
@@ -118,6 +118,12 @@ class TasteCodes(Protocol):
         """Withdraw it, and stop what is being drawn with it."""
 
 
+class Exports(Protocol):
+    async def archive(self, project: str, user_id: str) -> AsyncIterator[bytes]:
+        """Everything held about the user, as a ZIP file in pieces. Where they break off, the user
+        was deleted meanwhile."""
+
+
 class Images(Protocol):
     async def add(self, project: str, data: bytes, idempotency: Idempotency | None) -> str:
         """Check and keep an upload; its id."""
@@ -220,6 +226,7 @@ class Services:
     questions: Questions
     feedback: Feedback
     taste_codes: TasteCodes
+    exports: Exports
     images: Images
     generations: Generations
     status: Status
