@@ -82,7 +82,8 @@ def prepare(
     device: str = "cpu",
     workers: Annotated[int, typer.Option(help="Processes that read with the VLM.")] = 1,
 ) -> None:
-    """Compute once what training needs of a file of choices: latents, text states, readings."""
+    """Compute once what training needs of a file of choices, or of a server's choices and likes:
+    latents, text states, readings."""
     from training.data.sources import prepare_splits
 
     if (rows is None) == (database is None) or (database is None) != (blobs is None):

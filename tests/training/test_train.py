@@ -211,7 +211,7 @@ def test_nobody_learns_a_choice_by_having_read_it() -> None:
     own = np.flatnonzero(choices.reading_user == choices.user[0])
     choices.read_in[0] = own[1]
     rng = np.random.default_rng(0)
-    seen = np.stack([choices.embedding(0, rng) for _ in range(60)])
+    seen = np.stack([choices.embedding(int(choices.user[0]), 0, rng) for _ in range(60)])
     assert not (seen == choices.readings[own[1]]).all((1, 2)).any()
     assert {tuple(e[0]) for e in seen} == {tuple(choices.readings[k, 0]) for k in (own[0], own[2])}
 
