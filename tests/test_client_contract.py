@@ -13,7 +13,7 @@ import pytest
 
 import ppd_client
 from ppd_client import AsyncClient, ImageRef, UserWeight
-from ppd_serve.api import schemas
+from ppd_serve.api import generation_schemas, schemas
 from ppd_serve.api.app import create_app
 from ppd_serve.api.events import Done, Drawn, Failed, Painted, Preview, Queued, Step
 from ppd_serve.api.services import Services
@@ -157,7 +157,7 @@ async def test_later(client: AsyncClient):
 def test_every_option_of_the_interface_can_be_given():
     offered = {"prompt", "user_id", "users", *ppd_client.Drawings.__annotations__}
     offered |= ppd_client.Drawing.__annotations__.keys() | {"stream"}  # the client's own method
-    assert offered == schemas.GenerateIn.model_fields.keys()
+    assert offered == generation_schemas.GenerateIn.model_fields.keys()
 
 
 async def test_releases_and_health(client: AsyncClient, services: Services):

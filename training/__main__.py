@@ -172,9 +172,10 @@ def bootstrap(
 
     With ``--minutes``, exit code 75 says that there is more to do: call it again.
     """
-    from training.bootstrap import Bootstrap, OutOfTime
+    from training.bootstrap import Bootstrap
     from training.budget import BUDGETS
     from training.carry import pack, unpack
+    from training.workbench import OutOfTime
 
     if budget not in BUDGETS:
         raise typer.BadParameter(f"must be one of {', '.join(BUDGETS)}", param_hint="--budget")

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from ppd_serve.api.auth import Access, Keys
 from ppd_serve.api.events import Drawn, Format, Listener, Painted
+from ppd_serve.api.generation_schemas import GenerateIn, UserUsed
 from ppd_serve.api.loop_schemas import (
     EmbeddingVersionsOut,
     FeedbackIn,
@@ -25,14 +26,12 @@ from ppd_serve.api.loop_schemas import (
 )
 from ppd_serve.api.schemas import (
     EmbeddingOut,
-    GenerateIn,
     NeighborsOut,
     PairsOut,
     PreferencesIn,
     PreferencesOut,
     ReleasesOut,
     UserOut,
-    UserUsed,
 )
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import PPDError

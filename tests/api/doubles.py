@@ -9,7 +9,7 @@ from typing import Self
 
 from PIL import Image
 
-from ppd_serve.api import loop_schemas, schemas
+from ppd_serve.api import generation_schemas, loop_schemas, schemas
 from ppd_serve.api.auth import Access
 from ppd_serve.api.events import (
     Done,
@@ -221,7 +221,7 @@ class MemoryGenerations(Memory):
     async def draw(
         self,
         project: str,
-        body: schemas.GenerateIn,
+        body: generation_schemas.GenerateIn,
         idempotency: Idempotency | None,
         slot: Slot | None = None,
     ) -> Drawn:
@@ -232,7 +232,7 @@ class MemoryGenerations(Memory):
     async def stream(
         self,
         project: str,
-        body: schemas.GenerateIn,
+        body: generation_schemas.GenerateIn,
         idempotency: Idempotency | None,
         previews: int,
         slot: Slot | None = None,
@@ -244,7 +244,7 @@ class MemoryGenerations(Memory):
     async def submit(
         self,
         project: str,
-        body: schemas.GenerateIn,
+        body: generation_schemas.GenerateIn,
         idempotency: Idempotency | None,
         slot: Slot | None = None,
     ) -> Recorded:

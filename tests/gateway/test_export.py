@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.loop_schemas import FeedbackIn, QuestionIn, TasteCodeIn
-from ppd_serve.api.schemas import GenerateIn
 from ppd_serve.api.services import Services
 from ppd_serve.errors import NotFound
 from ppd_serve.gateway import export
