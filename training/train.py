@@ -247,7 +247,7 @@ class PreferenceTraining:
         if self.looks_across and len(pieces) > 1:
             # What one sample's gradient is depends on all errors: look first, without gradients.
             with torch.no_grad():
-                known = self._coefficients(step, [self._conditioned_errors(samples[p])
+                known = self._coefficients(step, [self.conditioned_errors(samples[p])
                                                   for p in pieces])  # fmt: skip
         for piece in pieces:
             part = samples[piece]
@@ -261,7 +261,8 @@ class PreferenceTraining:
                 coefficient, metrics = known or self._coefficients(step, [errors])
                 yield (coefficient[piece] * errors.m).sum(), metrics
 
-    def _conditioned_errors(self, samples: Samples) -> Errors:
+    def conditioned_errors(self, samples: Samples) -> Errors:
+        """``errors`` for the samples' users."""
         with self.conditioned(samples):
             return self.errors(samples)
 
@@ -275,27 +276,6 @@ class PreferenceTraining:
         gradient = torch.autograd.grad(loss.value, m)[0]
         share = processes.share(self.recipe.batch)
         return gradient[share.start : share.stop], _plain(loss)
-
-    def evaluated(self, batches: int, *, first_step: int = 1 << 30) -> list[tuple[float, Metrics]]:
-        """The objective on ``batches`` batches without learning: ``(improvement, stats)`` of each.
-
-        Improvement is the base's loss minus the policy's on the same draws, so above zero is
-        better; steps beyond any training keep the draws apart from it.
-        """
-        found = []
-        with torch.no_grad():
-            for step in range(first_step, first_step + batches):
-                samples = self.samples(step, range(self.recipe.batch))
-                errors = self._conditioned_errors(samples)
-                if self.recipe.objective == "sft":
-                    with self.policy.reference():
-                        base = Errors(self.errors(samples).m, errors.r, errors.loser_scale)
-                else:
-                    base = Errors(errors.r, errors.r, errors.loser_scale)
-                ours, theirs = self.objective(errors, samples), self.objective(base, samples)
-                gain = float(theirs.value - ours.value)
-                found.append((gain, {k: float(v) for k, v in ours.stats.items()}))
-        return found
 
 
 def stage_of(run: PreferenceTraining, name: str, directory: Path) -> Stage:
