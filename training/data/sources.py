@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -55,7 +55,7 @@ def prepare_splits(
             if scorer is not None:
                 choices = relabel(choices, scorer, skipped)
             judged = Skipped()
-            verdicts: Iterable[Verdict] = ()
+            verdicts: Iterator[Verdict] = iter(())
             if database is not None and blobs is not None and scorer is None:
                 verdicts = live_feedback(database, blobs, judged, users=split)
             try:
