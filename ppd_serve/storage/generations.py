@@ -156,12 +156,12 @@ class GenerationStore(StoreBase):
                 .order_by(GenerationUserRecord.user_id)
             ):
                 users[generation_id].append(user)
-            for generation_id, position, image_id in session.execute(
+            for drawn, position, image_id in session.execute(
                 select(ImageRecord.generation_id, ImageRecord.position, ImageRecord.image_id)
                 .where(ImageRecord.generation_id.in_(images))
                 .order_by(ImageRecord.position)
             ):
-                images[generation_id][position] = image_id
+                images[drawn][position] = image_id
             return [
                 _generation_value(record, users[record.generation_id], images[record.generation_id])
                 for record in records
