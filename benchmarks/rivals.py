@@ -74,7 +74,7 @@ class Rivals:
     server's calls and the engine spent on what."""
 
     def __init__(self, release: Release, stock: Stock, rows: int) -> None:
-        self.stock = stock
+        self.stock, self._release = stock, release
         self.own = {
             name: Own(release, stock.dtype, stock.steps, rows, users=name == ENGINE)
             for name in (ENGINE, NOBODY)
@@ -113,14 +113,19 @@ class Rivals:
             self.spent[len(bodies)][part].append(value)
         return took
 
-    def difference(self, url: str, body: Body) -> int:
-        """The largest of a picture of nobody's, the server's against stock's, of 255."""
+    def differences(self, url: str, body: Body) -> tuple[int, int, int]:
+        """The largest of a picture of nobody's, of 255: the server's from stock's, stock's from
+        stock's in float32, the server's from that."""
         _, (answer,) = asyncio.run(together(url, [body]))
         served = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]["b64_json"])))
-        pixels = (
-            np.asarray(image.convert("RGB"), int) for image in (served, self.stock.draw(body))
+        exact = Stock(self._release, torch.float32, self.stock.steps)
+        ours, theirs, best = (
+            np.asarray(image.convert("RGB"), int)
+            for image in (served, self.stock.draw(body), exact.draw(body))
         )
-        return int(np.abs(np.subtract(*pixels)).max())
+        largest = (np.abs(a - b).max() for a, b in ((ours, theirs), (theirs, best), (ours, best)))
+        apart, stock_s, own = map(int, largest)
+        return apart, stock_s, own
 
     def close(self) -> None:
         for own in self.own.values():

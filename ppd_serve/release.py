@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppd_serve.diffusion.backbone import Backbone, load_backbone, refuse_pickles
+from ppd_serve.diffusion.backbone import Backbone, empty_denoiser, load_backbone, refuse_pickles
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
@@ -144,15 +144,10 @@ class Release:
         self._check_adapter()
 
     def _check_adapter(self) -> None:
-        """Shapes only: the denoiser is built on the meta device, from its config."""
-        from diffusers import UNet2DConditionModel
-
-        if self.adapter_path is None or not (self.backbone_path / "unet").is_dir():
+        """Shapes only: of the denoiser no weights are read."""
+        if self.adapter_path is None:
             return
-        config = UNet2DConditionModel.load_config(self.backbone_path / "unet")
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(config)
-        adapter = UserAdapter.load(self.adapter_path, unet)
+        adapter = UserAdapter.load(self.adapter_path, empty_denoiser(self.backbone_path))
         shape = self.manifest.embedding_shape
         if shape is not None and adapter.embedding_dim != shape[1]:
             raise ReleaseError(f"the adapter reads {adapter.embedding_dim} numbers, not {shape[1]}")

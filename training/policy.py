@@ -51,6 +51,8 @@ class Policy:
     ) -> None:
         self.backbone, self.weights, self.conditioning = backbone, weights, conditioning
         denoiser: Any = backbone.denoiser.requires_grad_(False)
+        if weights == "lora" and not hasattr(denoiser, "add_adapter"):
+            raise ValueError(f"weights: diffusers has no LoRA for a {type(denoiser).__name__}")
         parameter = next(denoiser.parameters())
         self.modules: dict[str, nn.Module] = {}
         self.adapter: UserAdapter | None = None

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from training import processes
 from training.data.choice_set import ChoiceSet, Index
 from training.data.likes import LikeSampler, liked_pictures
+from training.noising import noising_of
 from training.objectives import Loss, dpo_loss, kto_loss, rpo_loss, sdpo_scale, sft_loss
 from training.policy import Policy
 from training.recipes import Recipe
@@ -62,7 +62,7 @@ class _Drawn(NamedTuple):
     pair: int
     place: int
     empty: bool
-    t: int
+    t: float
     noise: NDArray[np.float32]
     embedding: NDArray[np.float32]
 
@@ -81,9 +81,7 @@ class PreferenceTraining:
 
     def __init__(self, recipe: Recipe, choices: ChoiceSet, policy: Policy) -> None:
         self.recipe, self.choices, self.policy = recipe, choices, policy
-        self.noising = DDPMScheduler.from_config(policy.backbone.scheduler_config)
-        if self.noising.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type: cannot train {self.noising.config.prediction_type}")
+        self.noising = noising_of(policy.backbone.scheduler_config)
         if recipe.objective == "kto":
             self.likes = liked_pictures(
                 choices.user, choices.prompt, choices.preferred, choices.rejected, choices.judged,
@@ -161,8 +159,8 @@ class PreferenceTraining:
         first, last = (share * self.recipe.steps for share in self.recipe.known_until)
         return min(1.0, max(0.0, (last - step) / (last - first)))
 
-    def _timestep(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(self.recipe.first_timestep, len(self.noising.betas)))
+    def _timestep(self, rng: np.random.Generator) -> float:
+        return self.noising.draw(rng, self.recipe.first_timestep)
 
     def _noise(self, rng: np.random.Generator) -> NDArray[np.float32]:
         return rng.standard_normal(self.choices.latents.shape[1:], np.float32)
@@ -179,9 +177,7 @@ class PreferenceTraining:
         pictures = samples.pictures.reshape(-1)
         z = self.choices.latent(pictures).to(backbone.device, backbone.dtype)
         t, noise = of_each_place(samples.t), of_each_place(samples.noise).to(z.dtype)
-        noisy = self.noising.add_noise(z, noise, t)
-        v = self.noising.config.prediction_type == "v_prediction"
-        target = self.noising.get_velocity(z, noise, t) if v else noise
+        noisy, target = self.noising.noisy(z, noise, t), self.noising.target(z, noise, t)
         text = {k: of_each_place(s) for k, s in self.choices.states(samples.prompt).items()}
 
         def error() -> tuple[Tensor, Tensor]:
@@ -283,7 +279,10 @@ def stage_of(run: PreferenceTraining, name: str, directory: Path) -> Stage:
     how = run.recipe
     if how.gradient_checkpointing:
         denoiser: Any = run.policy.backbone.denoiser
-        denoiser.train()  # diffusers recomputes in training mode only
+        denoiser.train()  # some of diffusers' denoisers recompute in training mode only
+        for module in denoiser.modules():
+            if isinstance(module, nn.Dropout):  # policy and reference must see the same
+                module.eval()
         denoiser.enable_gradient_checkpointing()
     return Stage(
         name=name, directory=directory, modules=run.policy.modules, loss=run.parts,

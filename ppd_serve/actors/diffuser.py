@@ -8,7 +8,7 @@ import logging
 import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,14 +68,15 @@ class Diffuser:
     def _warm_up(self, shape: tuple[int, int], part: DiffuserPart) -> None:
         """Draw what the first to ask would wait for: a picture to a taste, with a preview; and if
         forwards are compiled, which is done for each size of batch, every size."""
+        from ppd_serve.diffusion.backbone import last_asked
         from ppd_serve.diffusion.request import User
 
-        steps = self._release.defaults.steps
+        plain = self._release.defaults.request("warm-up")
+        plain = replace(plain, preview_every=last_asked(plain, self._engine.backbone).steps)
         taste = (User(np.zeros(shape, np.float32)),) if self._engine.adapter else ()
         for rows in _sizes(part.rows) if part.compile else [1]:
             for users in [(), taste] if part.compile else [taste]:
-                wanted = self._release.defaults.request("warm-up", users=users, preview_every=steps)
-                for ticket in self._engine.submit_all([wanted] * rows):
+                for ticket in self._engine.submit_all([replace(plain, users=users)] * rows):
                     ticket.result()
 
     def reconfigure(self, config: Mapping[str, int]) -> None:
@@ -121,23 +122,24 @@ class Diffuser:
                 follower.cancel()
 
     def _wanted(self, request: DrawRequest, image: int) -> GenerationRequest:
+        from ppd_serve.diffusion.backbone import last_asked
         from ppd_serve.diffusion.request import User
 
-        steps = request.steps or self._release.defaults.steps
-        return self._release.defaults.request(
+        wanted = self._release.defaults.request(
             request.prompt,
             negative_prompt=request.negative_prompt,
             seed=request.seeds[image],
             width=request.width,
             height=request.height,
-            steps=steps,
+            steps=request.steps,
             guidance_scale=request.guidance_scale,
             guidance_interval=request.guidance_interval,
             sampler=request.sampler,
             preference_scale=request.preference_scale,
             users=tuple(User(values, weight) for values, weight in request.users_of(image)),
-            preview_every=preview_every(steps, request.previews),
         )
+        steps = last_asked(wanted, self._engine.backbone).steps
+        return replace(wanted, preview_every=preview_every(steps, request.previews))
 
     async def _follow(
         self,

@@ -25,11 +25,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import diffusers
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ppd_serve.diffusion.attention import use_attention_backend
+from ppd_serve.diffusion.request import GenerationRequest
 from ppd_serve.diffusion.schedules import Schedule
 from ppd_serve.errors import ReleaseError
 
@@ -39,28 +41,58 @@ Text = Mapping[str, Tensor]
 FAMILIES = {
     "StableDiffusionPipeline": "ppd_serve.diffusion.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "ppd_serve.diffusion.sdxl:StableDiffusionXL",
+    "StableCascadeCombinedPipeline": "ppd_serve.diffusion.stable_cascade:StableCascade",
 }
 """The pipeline class that a directory names, and the class here that serves it: imported when one
 is loaded. Each has ``load(path, device, dtype)`` and ``compile()``."""
 
+DENOISERS = ("unet", "prior_prior")
+"""What pipelines call the first stage's denoiser."""
+
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
-class Backbone(Protocol):
-    """One denoiser with its text encoder and autoencoder. ``encode`` may be called by any thread,
-    the rest by one thread at a time."""
+class Stage(Protocol):
+    """One denoising, from noise to a latent."""
 
     device: torch.device
-    dtype: torch.dtype
     denoiser: nn.Module
-    samplers: tuple[str, ...]
-    scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``(C, h, w)`` of this picture size in pixels. InvalidInput if the model cannot do it."""
 
     def schedule(self, sampler: str, steps: int) -> Schedule:
         """The table of one of ``samplers``. InvalidInput for another name or step count."""
+
+    def bucket(self, parts: int) -> int:
+        """How many parts a forward for so many is given: more where only some sizes are compiled.
+        Those beyond are copies that nobody looks at."""
+
+    def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
+        """The model's output at each row's own timestep, ``[B, C, h, w]``."""
+
+
+class LaterStage(Stage, Protocol):
+    """It goes on from the latent of the stage before, and users have no say in it."""
+
+    def asked(self, request: GenerationRequest) -> GenerationRequest:
+        """What this stage is to do for a request: its own sampler, steps and guidance, nobody's
+        taste."""
+
+    def told(self, text: Text, latent_BCHW: Tensor) -> Text:
+        """What its denoiser is told: a prompt as ``encode`` gives it, and the latent before (zero
+        for what the picture is guided away from)."""
+
+
+class Backbone(Stage, Protocol):
+    """One denoiser with its text encoder and autoencoder, and what follows it. It is the first
+    stage itself, the one that users and training have to do with. ``encode`` may be called by any
+    thread, the rest by one thread at a time."""
+
+    dtype: torch.dtype
+    samplers: tuple[str, ...]
+    scheduler_config: dict[str, Any]  # how it was trained: betas and prediction type
+    later: tuple[LaterStage, ...]  # what a picture goes through next, in this order
 
     def encode(self, prompt: str | None) -> Text:
         """One prompt, each tensor with a leading dimension of 1; long ones are cut. None is no
@@ -70,21 +102,20 @@ class Backbone(Protocol):
     def texts_found(self) -> tuple[int, int]:
         """How often ``encode`` had a prompt's states at hand, and how often it made them."""
 
-    def bucket(self, parts: int) -> int:
-        """How many parts a forward for so many is given: more where only some sizes are compiled.
-        Those beyond are copies that nobody looks at."""
-
-    def denoise(self, x_BCHW: Tensor, timesteps_B: Tensor, text: Text) -> Tensor:
-        """The model's output at each row's own timestep, ``[B, C, h, w]``."""
-
     def to_latents(self, pixels_B3HW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to latents ``[B, C, h, w]``: what training starts from."""
 
     def preview(self, x0_BCHW: Tensor) -> np.ndarray:
-        """Roughly what estimates of clean latents show, cheaply: small uint8 ``[B, h, w, 3]``."""
+        """Roughly what estimates of the last stage's clean latents show, cheaply: small uint8
+        ``[B, h, w, 3]``."""
 
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
-        """Final latents to pixels, uint8 ``[B, H, W, 3]``."""
+        """Final latents of the last stage to pixels, uint8 ``[B, H, W, 3]``."""
+
+
+def last_asked(request: GenerationRequest, backbone: Backbone) -> GenerationRequest:
+    """What the last stage is to do for a request: that of the steps which have previews."""
+    return backbone.later[-1].asked(request) if backbone.later else request
 
 
 def load_backbone(
@@ -101,19 +132,40 @@ def load_backbone(
     diffusers' dispatcher, None torch's own choice.
     """
     refuse_pickles(path)
-    try:
-        family = json.loads((path / "model_index.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError):
-        raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
+    family = _index(path)["_class_name"]
     if family not in FAMILIES:
         raise ReleaseError(f"{family} is not a backbone this server knows")
     backbone = pkgutil.resolve_name(FAMILIES[family]).load(path, device, dtype)
     if attention_backend is not None:
-        use_attention_backend(backbone.denoiser, attention_backend)
+        for stage in (backbone, *backbone.later):
+            use_attention_backend(stage.denoiser, attention_backend)
     if compile and backbone.device.type == "cuda":
         backbone.compile()
     loaded: Backbone = backbone
     return loaded
+
+
+def empty_denoiser(path: Path) -> nn.Module:
+    """The first stage's denoiser of a directory without its weights, on the meta device: what
+    adapters fit is told by its shapes. ReleaseError if the directory names none."""
+    index = _index(path)
+    for part in DENOISERS:
+        if part in index:
+            kind = getattr(diffusers, index[part][1])
+            with torch.device("meta"):
+                denoiser: nn.Module = kind.from_config(kind.load_config(path / part))
+            return denoiser
+    raise ReleaseError(f"{path.name} holds no denoiser that this server knows")
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """What a pipeline says of itself."""
+    try:
+        index: dict[str, Any] = json.loads((path / "model_index.json").read_text())
+        index["_class_name"]
+    except (OSError, ValueError, KeyError):
+        raise ReleaseError(f"{path.name} holds no diffusers pipeline (model_index.json)") from None
+    return index
 
 
 def refuse_pickles(path: Path) -> None:

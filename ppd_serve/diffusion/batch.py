@@ -15,8 +15,8 @@ from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
 from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
 from ppd_serve.diffusion.request import Result
-from ppd_serve.diffusion.rows import Row, start_row, step_rows
-from ppd_serve.diffusion.ticket import Progress, Ticket
+from ppd_serve.diffusion.rows import Row, begin_next_stage, start_row, step_rows
+from ppd_serve.diffusion.ticket import Ticket
 from ppd_serve.diffusion.turns import Turns
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import Cancelled, GenerationFailed, PPDError
@@ -66,7 +66,7 @@ class Batch:
     @torch.inference_mode()
     def step(self, most: int) -> int:
         """One forward for the group whose turn it is. How many rows took part, at most ``most``."""
-        rows = self._turns.next(self._running, lambda shape: min(most, self.limits.of(shape)))
+        rows = self._turns.next(self._running, lambda group: min(most, self.limits.of(group)))
         self._step(rows)
         return len(rows)
 
@@ -90,24 +90,36 @@ class Batch:
         if not rows:
             return
         try:
-            finite = step_rows(rows, self._backbone, self._adapter)
+            finite = step_rows(rows, self._adapter)
         except Exception as error:
             if len(rows) == 1:
                 self._leave(rows[0], _failure(rows[0].ticket, error))
             elif is_out_of_memory(error):
-                self.limits.ran_out(rows[0].shape, len(rows))
+                self.limits.ran_out(rows[0].group, len(rows))
             else:
                 self._step(rows[: len(rows) // 2])
                 self._step(rows[len(rows) // 2 :])
             return
-        self.limits.went_well(rows[0].shape, len(rows))
-        for row, ok in zip(rows, finite, strict=True):
-            if not ok:
+        self.limits.went_well(rows[0].group, len(rows))
+        well = [row for row, ok in zip(rows, finite, strict=True) if ok]
+        for row in rows:
+            if row not in well:
                 self._leave(row, _failure(row.ticket, GenerationFailed("the latent is not finite")))
-            elif row.finished:
-                self._running.remove(row)
-                self._finished.append(row)
-        self._report([row for row, ok in zip(rows, finite, strict=True) if ok])
+        self._report(well)
+        for row in well:
+            if row.stage_finished:
+                self._go_on(row)
+
+    def _go_on(self, row: Row) -> None:
+        """To the next stage, in the same place; or, after the last, to the decoder."""
+        if not row.later:
+            self._running.remove(row)
+            self._finished.append(row)
+            return
+        try:
+            begin_next_stage(row, self._backbone)
+        except Exception as error:
+            self._leave(row, _failure(row.ticket, error))
 
     def _report(self, rows: list[Row]) -> None:
         """Tell their tickets. A preview that cannot be made is left out."""
@@ -120,7 +132,7 @@ class Batch:
             except Exception:
                 log.exception("no preview could be made")
         for row in rows:
-            row.ticket.advanced(Progress(row.index, len(row.schedule.steps), previews.get(row)))
+            row.ticket.advanced(row.progress(previews.get(row)))
 
     def _leave(self, row: Row, outcome: Result | PPDError) -> None:
         (self._finished if row in self._finished else self._running).remove(row)

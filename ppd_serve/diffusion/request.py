@@ -28,7 +28,9 @@ class GenerationRequest:
     Without a ``negative_prompt``, guidance leads away from no prompt at all.
     ``guidance_interval`` is (from, to) as shares of the steps: outside it the picture is not guided
     (arXiv 2404.07724), and each step there costs one part of a forward instead of two. With
-    ``preview_every`` n, each n-th step's ``Progress`` has a preview; 0 is none.
+    ``preview_every`` n, each n-th step's ``Progress`` has a preview; 0 is none. Of a backbone with
+    several stages the first does this; what later ones do is their own (``LaterStage.asked``), but
+    previews are of the last.
     """
 
     prompt: str

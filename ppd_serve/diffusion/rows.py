@@ -10,47 +10,77 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppd_serve.diffusion.backbone import Backbone, Text
+from ppd_serve.diffusion.backbone import Backbone, LaterStage, Stage, Text
 from ppd_serve.diffusion.request import GenerationRequest
 from ppd_serve.diffusion.schedules import Schedule, advance
-from ppd_serve.diffusion.ticket import Ticket
+from ppd_serve.diffusion.ticket import Progress, Ticket
+from ppd_serve.diffusion.turns import Group
 from ppd_serve.diffusion.user_attention import UserAdapter
 
 
 @dataclass(eq=False)
 class Row:
-    """One picture being made. ``negative`` is None without guidance, ``users`` without a user."""
+    """One picture being made, in one stage after the other. ``users`` is None without a user.
+
+    The fields from ``stage`` on are set by ``begin``: ``request`` is what is asked of that stage,
+    ``negative`` None where nothing is guided.
+    """
 
     ticket: Ticket
-    schedule: Schedule
     generator: torch.Generator
-    x_CHW: Tensor
-    x0_CHW: Tensor
-    text: Text
-    negative: Text | None
     users_UT2P: Tensor | None
     weights_U: Tensor
+    later: tuple[LaterStage, ...]
+    steps: int  # of all stages together
     started: float
-    index: int = 0
+    done: int = 0  # steps, of all stages together
     drawn: Tensor | None = None  # noise for the step to come
 
-    @property
-    def request(self) -> GenerationRequest:
-        return self.ticket.request
+    stage: Stage = field(init=False)
+    request: GenerationRequest = field(init=False)
+    schedule: Schedule = field(init=False)
+    x_CHW: Tensor = field(init=False)
+    x0_CHW: Tensor = field(init=False)
+    text: Text = field(init=False)
+    negative: Text | None = field(init=False)
+    index: int = field(init=False)  # the next step of this stage
+
+    def begin(
+        self, stage: Stage, request: GenerationRequest, text: Text, negative: Text | None
+    ) -> None:
+        """Draw the noise that ``stage`` starts from."""
+        self.stage, self.request, self.text, self.negative = stage, request, text, negative
+        self.schedule, self.index = stage.schedule(request.sampler, request.steps), 0
+        shape = stage.latent_shape(request.width, request.height)
+        self.x_CHW = self.x0_CHW = torch.zeros(shape, device=stage.device)
+        self.x_CHW, self.drawn = self.noise() * self.schedule.start, None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.x_CHW.shape)
 
     @property
-    def finished(self) -> bool:
+    def group(self) -> Group:
+        return Group(self.stage, self.shape)
+
+    @property
+    def work(self) -> float:
+        return self.request.width * self.request.height
+
+    @property
+    def stage_finished(self) -> bool:
         return self.index == len(self.schedule.steps)
+
+    @property
+    def latent_CHW(self) -> Tensor:
+        """What a stage that is finished has made."""
+        return self.x_CHW * self.schedule.end
 
     @property
     def guidance(self) -> Text | None:
@@ -60,9 +90,9 @@ class Row:
 
     @property
     def wants_preview(self) -> bool:
-        """After the step just done."""
+        """After the step just done. Only the last stage's latents are those a decoder knows."""
         every = self.request.preview_every
-        return every > 0 and self.index % every == 0
+        return not self.later and every > 0 and self.index % every == 0
 
     def noise(self) -> Tensor:
         """Drawn on the CPU in float32, so it is the same on every device; and the same again until
@@ -75,53 +105,63 @@ class Row:
         """A step is done."""
         self.x_CHW, self.x0_CHW, self.drawn = x_CHW, x0_CHW, None
         self.index += 1
+        self.done += 1
+
+    def progress(self, preview: np.ndarray | None) -> Progress:
+        return Progress(self.done, self.steps, preview)
 
 
 def start_row(ticket: Ticket, backbone: Backbone, adapter: UserAdapter | None) -> Row:
     """Encode the prompts, project the users, draw the first noise."""
     started = time.monotonic()
     request = ticket.request
-    schedule = backbone.schedule(request.sampler, request.steps)
-    shape = backbone.latent_shape(request.width, request.height)
     weights = [weight * request.preference_scale for _, weight in request.users]
     present = [i for i, weight in enumerate(weights) if weight]
     users = None
     if adapter is not None and present:
         embeddings = np.stack([request.users[i][0] for i in present])
         users = adapter.project(torch.from_numpy(embeddings).float().to(backbone.device))
-    blank = torch.zeros(shape, device=backbone.device)
     row = Row(
         ticket=ticket,
-        schedule=schedule,
         generator=torch.Generator().manual_seed(request.seed),
-        x_CHW=blank,
-        x0_CHW=blank,
-        text=backbone.encode(request.prompt),
-        # As in diffusers, guidance of 1 or less asks for no second forward.
-        negative=(
-            backbone.encode(request.negative_prompt or None) if request.guidance_scale > 1 else None
-        ),
         users_UT2P=users,
         weights_U=torch.tensor([weights[i] for i in present], device=backbone.device),
+        later=backbone.later,
+        steps=request.steps + sum(stage.asked(request).steps for stage in backbone.later),
         started=started,
     )
-    row.x_CHW, row.drawn = row.noise() * schedule.start, None
+    # As in diffusers, guidance of 1 or less asks for no second forward.
+    guided = request.guidance_scale > 1
+    negative = backbone.encode(request.negative_prompt or None) if guided else None
+    row.begin(backbone, request, backbone.encode(request.prompt), negative)
     return row
 
 
-def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | None) -> list[bool]:
-    """One forward for all ``rows`` (equal latent shapes), each at its own timestep.
+def begin_next_stage(row: Row, backbone: Backbone) -> None:
+    """From the latent of the stage that is finished. Noise goes on from the row's own generator."""
+    stage, *later = row.later
+    request, latent_BCHW = stage.asked(row.ticket.request), row.latent_CHW[None]
+    text, negative = stage.told(backbone.encode(request.prompt), latent_BCHW), None
+    if request.guidance_scale > 1:
+        nothing = torch.zeros_like(latent_BCHW)
+        negative = stage.told(backbone.encode(request.negative_prompt or None), nothing)
+    row.later, row.users_UT2P = tuple(later), None
+    row.begin(stage, request, text, negative)
+
+
+def step_rows(rows: Sequence[Row], adapter: UserAdapter | None) -> list[bool]:
+    """One forward for all ``rows`` (of one group), each at its own timestep.
 
     Rows that are guided at this step take part twice: with their prompt and users, and with the
     negative prompt and nobody. Returns which of them are finite. On an exception no row has
     changed, and the step can be taken again.
     """
-    B, device = len(rows), backbone.device
+    B, stage, device = len(rows), rows[0].stage, rows[0].stage.device
     lines = [row.schedule.steps[row.index] for row in rows]
     negatives = {i: text for i, row in enumerate(rows) if (text := row.guidance) is not None}
     guided = list(negatives)
     part = [*range(B), *guided]
-    spare = backbone.bucket(len(part)) - len(part)
+    spare = stage.bucket(len(part)) - len(part)
     part += [0] * spare
 
     x = torch.stack([row.x_CHW for row in rows])
@@ -129,10 +169,10 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
     texts = [*(row.text for row in rows), *negatives.values(), *[rows[0].text] * spare]
     text = {key: torch.cat([each[key] for each in texts]) for key in texts[0]}
     if adapter is None:
-        m = backbone.denoise(x[part], timesteps, text).float()
+        m = stage.denoise(x[part], timesteps, text).float()
     else:
         with adapter.condition(*_users(rows)):
-            m = backbone.denoise(x[part], timesteps, text).float()
+            m = stage.denoise(x[part], timesteps, text).float()
     if guided:
         requests = [rows[i].request for i in guided]
         scale = torch.tensor([r.guidance_scale for r in requests], device=device)
@@ -154,8 +194,8 @@ def step_rows(rows: Sequence[Row], backbone: Backbone, adapter: UserAdapter | No
 
 
 def final_latents(rows: Sequence[Row]) -> Tensor:
-    """``[B, C, H, W]`` of rows whose last step is done."""
-    return torch.stack([row.x_CHW * row.schedule.end for row in rows])
+    """``[B, C, H, W]`` of rows whose last stage is finished."""
+    return torch.stack([row.latent_CHW for row in rows])
 
 
 def _users(rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:

@@ -32,6 +32,7 @@ class UNetBackbone(ABC):
     usual: ClassVar[Defaults]  # how the published checkpoint is sampled
     pipeline: ClassVar[type[DiffusionPipeline]]
     left_out: ClassVar[dict[str, Any]]  # what the pipeline need not load
+    later = ()
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.denoiser = pipeline.unet.eval().requires_grad_(False)

@@ -27,7 +27,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
@@ -150,18 +149,17 @@ class UserAdapter(nn.Module):
             attn.set_processor(UserAttnProcessor(self._condition, own, backend))
 
     @classmethod
-    def for_unet(
-        cls, unet: UNet2DConditionModel, embedding_dim: int, tokens_per_row: int = 4
-    ) -> UserAdapter:
-        """A new adapter on every cross-attention of a ``UNet2DConditionModel`` (SD 1.5, SDXL, …).
+    def for_unet(cls, unet: nn.Module, embedding_dim: int, tokens_per_row: int = 4) -> UserAdapter:
+        """A new adapter wherever a diffusers UNet reads the text: the cross-attentions of a
+        ``UNet2DConditionModel`` (SD 1.5, SDXL, …), all attentions of a ``StableCascadeUNet``.
 
-        The order is that of ``unet.attn_processors``, which numbers the keys of the saved file.
+        The order is that of the UNet's modules, which numbers the keys of the saved file.
         """
         adapter = cls(_cross_attentions(unet), embedding_dim, tokens_per_row)
         return adapter.to(next(unet.parameters()).device)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], unet: UNet2DConditionModel) -> UserAdapter:
+    def load(cls, path: str | PathLike[str], unet: nn.Module) -> UserAdapter:
         """An adapter saved by ``save``, on ``unet``, with the UNet's device and dtype.
 
         Raises ReleaseError for a file that is no bias-free IP-Adapter of this UNet.
@@ -196,7 +194,9 @@ class UserAdapter(nn.Module):
         """Write an IP-Adapter file (safetensors) that unmodified diffusers loads.
 
         Keys are those ``diffusers.loaders.unet._convert_ip_adapter_attn_to_diffusers`` reads:
-        cross-attentions are numbered 1, 3, 5, … in the order of ``unet.attn_processors``.
+        attentions are numbered 1, 3, 5, … in the order of the UNet's modules, which is that of
+        ``attn_processors`` where a UNet has them. (For a ``StableCascadeUNet`` diffusers has no
+        loader; the file is numbered alike.)
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file({key: x.contiguous() for key, x in self._file_tensors().items()}, path)
@@ -243,6 +243,7 @@ class UserAdapter(nn.Module):
         return projection | branches
 
 
-def _cross_attentions(unet: UNet2DConditionModel) -> list[Attention]:
-    names = [n for n in unet.attn_processors if not n.endswith("attn1.processor")]
-    return [unet.get_submodule(name.removesuffix(".processor")) for name in names]
+def _cross_attentions(unet: nn.Module) -> list[Attention]:
+    """All but those that see the picture alone. Stable Cascade's see text and picture at once."""
+    found = ((name, m) for name, m in unet.named_modules() if isinstance(m, Attention))
+    return [attention for name, attention in found if not name.endswith("attn1")]

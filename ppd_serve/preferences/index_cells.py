@@ -80,16 +80,17 @@ class Cells:
             _, slots = self._faiss.search(key[None].astype(np.float32), count)
         return [slot for slot in slots[0].tolist() if slot >= 0]
 
-    def open_enough(self, keys: np.ndarray, truth: np.ndarray) -> float:
-        """Have a search open as many cells as find ``truth`` ``[Q, 10]``, the slots nearest to
-        ``keys`` ``[Q, dim]``. The recall that was reached."""
+    def open_enough(self, keys: np.ndarray, truth: list[list[int]]) -> float:
+        """Have a search open as many cells as find ``truth``, those of the slots nearest to each of
+        ``keys`` ``[Q, dim]`` that are in. The recall that was reached."""
+        wanted = sum(map(len, truth))
         most = max(1, self._faiss.nlist // _MOST)
         probes = 1
         while True:
             self._faiss.nprobe = probes
             proposed = [self.nearest(key, PROPOSALS) for key in keys]
-            pairs = zip(truth.tolist(), proposed, strict=True)
+            pairs = zip(truth, proposed, strict=True)
             found = sum(len({*row} & {*near}) for row, near in pairs)
-            if found >= _WANTED * truth.size or probes == most:
-                return found / truth.size
+            if found >= _WANTED * wanted or probes == most:
+                return found / max(1, wanted)
             probes = min(max(probes + 1, 5 * probes // 4), most)

@@ -128,7 +128,10 @@ class Neighbours:
             for span in spans:
                 cells.replace((), *self._slots.keys(span))
             _, keys = self._slots.keys(self._some(spans, _CHECKED))
-            recall = cells.open_enough(keys, self._slots.nearest(keys, 10))
+            near = self._slots.nearest(keys, 10).tolist()
+            with self._lock:  # who came meanwhile is in no cell, however many are opened
+                truth = [[slot for slot in row if slot not in self._recent] for row in near]
+            recall = cells.open_enough(keys, truth)
             log.info("%d users sorted into cells, recall@10 %.3f", len(cells), recall)
         with self._lock:
             self._cells = cells

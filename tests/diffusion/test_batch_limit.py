@@ -20,10 +20,11 @@ from ppd_serve.diffusion.batch_limit import (
     rows_that_fit,
 )
 from ppd_serve.diffusion.engine import Engine
+from ppd_serve.diffusion.turns import Group
 from ppd_serve.errors import GenerationFailed
 from tests.diffusion.toy import DEFAULTS, Toy
 
-SHAPE = (3, 4, 4)
+GROUP = Group(Toy(), (3, 4, 4))
 WAIT = 30
 
 
@@ -58,24 +59,25 @@ def test_a_measurement_without_slope_is_not_divided_by() -> None:
 
 
 def test_a_cpu_is_not_measured() -> None:
-    assert BatchLimits(Toy()).of(SHAPE) == UNBOUNDED
+    assert BatchLimits(Toy()).of(GROUP) == UNBOUNDED
 
 
 def test_halves_and_grows_back_by_one() -> None:
     limits = BatchLimits(Toy())
-    limits.of(SHAPE)
-    limits.ran_out(SHAPE, 9)
-    assert limits.of(SHAPE) == limits.smallest == 4
-    assert limits.of((3, 8, 8)) == UNBOUNDED, "another shape has its own limit"
+    limits.of(GROUP)
+    limits.ran_out(GROUP, 9)
+    assert limits.of(GROUP) == limits.smallest == 4
+    assert limits.of(GROUP._replace(shape=(3, 8, 8))) == UNBOUNDED, "another shape has its own"
+    assert limits.of(GROUP._replace(stage=Toy())) == UNBOUNDED, "another stage has its own"
     for _ in range(3 * GROW_AFTER):
-        limits.went_well(SHAPE, 3)  # says nothing of 4
-    assert limits.of(SHAPE) == 4
+        limits.went_well(GROUP, 3)  # says nothing of 4
+    assert limits.of(GROUP) == 4
     for _ in range(GROW_AFTER):
-        limits.went_well(SHAPE, 4)
-    assert limits.of(SHAPE) == 5
-    limits.ran_out(SHAPE, 5)
-    limits.ran_out(SHAPE, 1)
-    assert limits.of(SHAPE) == 1
+        limits.went_well(GROUP, 4)
+    assert limits.of(GROUP) == 5
+    limits.ran_out(GROUP, 5)
+    limits.ran_out(GROUP, 1)
+    assert limits.of(GROUP) == 1
 
 
 def test_rows_go_on_in_smaller_forwards() -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppd_serve.diffusion.turns import Shape, Turns
+from ppd_serve.diffusion.turns import Group, Shape, Turns
+from tests.diffusion.toy import Toy
 
+STAGE = Toy()
 SMALL, LARGE = (4, 8, 8), (4, 32, 32)
 SHAPES = [SMALL, (4, 8, 16), (4, 16, 8), LARGE]
 
@@ -16,10 +18,19 @@ SHAPES = [SMALL, (4, 8, 16), (4, 16, 8), LARGE]
 class Member:
     shape: Shape
     steps: int = 0
+    stage: Toy = STAGE
 
     @property
-    def work(self) -> int:
-        return self.steps * math.prod(self.shape)
+    def group(self) -> Group:
+        return Group(self.stage, self.shape)
+
+    @property
+    def work(self) -> float:
+        return math.prod(self.shape)
+
+    @property
+    def given(self) -> float:
+        return self.steps * self.work
 
 
 class Ticks:
@@ -34,7 +45,7 @@ class Ticks:
         return self.rows[-1]
 
     def tick(self) -> list[Member]:
-        chosen = self.turns.next(self.rows, lambda shape: self.most)
+        chosen = self.turns.next(self.rows, lambda group: self.most)
         for row in chosen:
             row.steps += 1
         return chosen
@@ -62,7 +73,7 @@ def test_every_row_is_given_the_same_work(counts: list[int], most: int, ticks: i
             # Each is at most a step ahead of its group's share, and so is its group of the other.
             steps = 1 if one.shape == other.shape else 2
             owed = steps * max(math.prod(one.shape), math.prod(other.shape))
-            assert abs(one.work - other.work) <= owed
+            assert abs(one.given - other.given) <= owed
 
 
 @given(
@@ -94,6 +105,15 @@ def test_a_small_size_steps_as_often_as_its_size_allows() -> None:
     for _ in range(17 * 10):
         engine.tick()
     assert (small.steps, large.steps) == (160, 10)
+
+
+def test_stages_do_not_share_a_forward() -> None:
+    engine = Ticks(16)
+    first, second = engine.join(SMALL), engine.join(SMALL)
+    second.stage = Toy()
+    for _ in range(10):
+        assert len(engine.tick()) == 1
+    assert first.steps == second.steps == 5
 
 
 def test_being_away_earns_nothing() -> None:

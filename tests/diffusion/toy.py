@@ -27,6 +27,7 @@ class Toy:
 
     device, dtype = torch.device("cpu"), torch.float32
     samplers = tuple(SCHEDULES)
+    later = ()
 
     def __init__(self, before: Callable[[Tensor], None] = lambda x: None) -> None:
         self.denoiser = nn.Identity()

@@ -130,6 +130,30 @@ def test_who_left_is_in_nobodys_way_before_the_cells_know(monkeypatch: pytest.Mo
     assert found == {f"p/{number}" for number in best}
 
 
+def test_who_comes_while_cells_are_trained_does_not_open_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are looked at beside the cells, so cells that do not know them miss nothing."""
+    monkeypatch.setattr(index_search, "EXACT_UP_TO", 2000)
+    monkeypatch.setattr(index_search, "FOLD_AT", 10_000)
+    monkeypatch.setattr(index_cells, "_MOST", 1)
+    index, late = UserIndex("space", 1, DIM), enumerate(tastes(500, 2), 10_000)
+    sorts_in = Cells.replace
+
+    def replace(*args: object) -> None:
+        for number, value in late:
+            index.put(f"p/{number}", 1, value)
+        sorts_in(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cells, "replace", replace)
+    for number, value in enumerate(tastes(2001, 1)):
+        index.put(f"p/{number}", 1, value)
+    index.settle()
+    cells = cells_of(index)
+    assert cells is not None and len(index) == 2501
+    assert cells._faiss.nprobe < cells._faiss.nlist / 2
+
+
 @pytest.mark.usefixtures("small_tiers")
 def test_one_project_is_found_whole_beside_a_large_one() -> None:
     index = filled(tastes(1000, 1))
