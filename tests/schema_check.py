@@ -19,7 +19,7 @@ ROUTES = {
     "/users/{user_id}/neighbors", "/users/{user_id}/questions",
     "/users/{user_id}/questions/{question_id}/answer", "/users/{user_id}/feedback",
     "/users/{user_id}/feedback/{feedback_id}", "/users/{user_id}/taste-codes",
-    "/users/{user_id}/taste-codes/{code}",
+    "/users/{user_id}/taste-codes/{code}", "/users/{user_id}/export",
     "/users/{user_id}/preferences", "/users/{user_id}/preferences/{pair_id}", "/images",
     "/images/{image_id}", "/generate", "/generations/{generation_id}",
     "/generations/{generation_id}/events", "/v1/images/generations", "/v1/models",

@@ -6,18 +6,19 @@ What stands behind the routes is in memory; tests/e2e has the whole server.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 import ppd_client
 from ppd_client import AsyncClient, ImageRef, UserWeight
-from ppd_serve.api import schemas
+from ppd_serve.api import generation_schemas, schemas
 from ppd_serve.api.app import create_app
 from ppd_serve.api.events import Done, Drawn, Failed, Painted, Preview, Queued, Step
 from ppd_serve.api.services import Services
 from ppd_serve.errors import GenerationFailed, PPDError
-from tests.api.doubles import every_error, memory, png
+from tests.api.doubles import NOTHING, every_error, memory, png
 
 
 @pytest.fixture
@@ -46,6 +47,14 @@ async def test_users(client: AsyncClient):
     await client.delete_user("ann")
     with pytest.raises(ppd_client.NotFound):
         await client.get_user("ann")
+
+
+async def test_export(client: AsyncClient, tmp_path: Path):
+    await client.export_user("ann", tmp_path / "ann.zip")
+    assert (tmp_path / "ann.zip").read_bytes() == NOTHING
+    with pytest.raises(ppd_client.NotFound):
+        await client.export_user("nobody", tmp_path / "nobody.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["ann.zip"]
 
 
 async def test_preferences(client: AsyncClient):
@@ -148,7 +157,7 @@ async def test_later(client: AsyncClient):
 def test_every_option_of_the_interface_can_be_given():
     offered = {"prompt", "user_id", "users", *ppd_client.Drawings.__annotations__}
     offered |= ppd_client.Drawing.__annotations__.keys() | {"stream"}  # the client's own method
-    assert offered == schemas.GenerateIn.model_fields.keys()
+    assert offered == generation_schemas.GenerateIn.model_fields.keys()
 
 
 async def test_releases_and_health(client: AsyncClient, services: Services):

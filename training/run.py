@@ -17,6 +17,7 @@ from training import processes
 from training.data.choice_set import ChoiceSet
 from training.data.studio import studio_set
 from training.evaluate.statistics import bootstrap_mean
+from training.improvement import improvements
 from training.policy import Policy
 from training.recipes import Recipe
 from training.train import PreferenceTraining, stage_of
@@ -80,7 +81,7 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
         update={**plain, "batch": min(32, job.recipe.batch), "micro_batch": None}
     )
     batches = int(np.clip(_DRAWS * len(unseen) // how.batch, *HELD_OUT_BATCHES))
-    found = PreferenceTraining(how, unseen, policy).evaluated(batches)
+    found = improvements(PreferenceTraining(how, unseen, policy), batches)
     mean, low, high = bootstrap_mean(np.array([gain for gain, _ in found]))
     stats = {k: float(np.mean([s[k] for _, s in found])) for k in found[0][1]}
     return {"improvement": {"mean": mean, "low": low, "high": high}, **stats,

@@ -56,7 +56,8 @@ class Samples:
 
 
 class _Drawn(NamedTuple):
-    """One sample: its pair, its place among the likes (kto), and its random numbers."""
+    """One sample: its pair (kto: that of the like, or -1), its place among the likes (kto), and its
+    random numbers."""
 
     pair: int
     place: int
@@ -83,7 +84,7 @@ class PreferenceTraining:
         self.noising = noising_of(policy.backbone.scheduler_config)
         if recipe.objective == "kto":
             self.likes = liked_pictures(
-                choices.user, choices.preferred, choices.rejected,
+                choices.user, choices.prompt, choices.preferred, choices.rejected, choices.judged,
                 by_user=recipe.conditioning == "user",
             )  # fmt: skip
             self._sampler = LikeSampler(self.likes.liked, recipe.liked_share)
@@ -111,12 +112,13 @@ class PreferenceTraining:
         drawn = [self._draw(step, index) for index in indices]
         pairs = np.array([d.pair for d in drawn])
         pictures = np.stack([choices.preferred[pairs], choices.rejected[pairs]], 1)
-        liked = np.ones(len(drawn), bool)
+        prompt, liked = choices.prompt[pairs], np.ones(len(drawn), bool)
         if recipe.objective == "sft":
             pictures = pictures[:, :1]
         elif recipe.objective == "kto":
             places = np.array([d.place for d in drawn])
             pictures, liked = self.likes.picture[places][:, None], self.likes.liked[places]
+            prompt = self.likes.prompt[places]
         t, noise = [d.t for d in drawn], [d.noise for d in drawn]
         if recipe.objective == "rpo":  # one t and one noise for the batch, so cross pairs compare
             rng = np.random.default_rng((recipe.seed, step, recipe.batch))
@@ -126,7 +128,7 @@ class PreferenceTraining:
             pair=pairs,
             pictures=pictures,
             liked=torch.from_numpy(liked),
-            prompt=np.where([d.empty for d in drawn], -1, choices.prompt[pairs]),
+            prompt=np.where([d.empty for d in drawn], -1, prompt),
             t=torch.tensor(t),
             noise=torch.from_numpy(np.stack(noise)),
             embedding=torch.from_numpy(np.stack([d.embedding for d in drawn])),
@@ -136,17 +138,18 @@ class PreferenceTraining:
         recipe, choices = self.recipe, self.choices
         rng = np.random.default_rng((recipe.seed, step, index))
         pair, place = self.pair_of(step, index), -1
+        user = int(choices.user[pair])
         if recipe.objective == "kto":
             place = int(self._sampler.draw(1, rng)[0])
-            pair = int(self.likes.pair[place])
+            pair, user = int(self.likes.pair[place]), int(self.likes.user[place])
         empty, dropped = rng.random(2) < (recipe.empty_prompts, recipe.dropped_users)
         t, noise = self._timestep(rng), self._noise(rng)
         embedding = np.zeros(choices.embedding_shape, np.float32)
         if recipe.conditioning == "user" and not dropped:
             pooled = int(rng.choice(recipe.pooled_readings))
-            embedding = choices.embedding(pair, rng, pooled=pooled)
+            embedding = choices.embedding(user, pair, rng, pooled=pooled)
             if choices.known is not None and (share := self.known_share(step)):
-                embedding += share * (choices.known[choices.user[pair]] - embedding)
+                embedding += share * (choices.known[user] - embedding)
             embedding += recipe.embedding_noise * rng.standard_normal(embedding.shape, np.float32)
         return _Drawn(pair, place, bool(empty), t, noise, embedding)
 
@@ -240,7 +243,7 @@ class PreferenceTraining:
         if self.looks_across and len(pieces) > 1:
             # What one sample's gradient is depends on all errors: look first, without gradients.
             with torch.no_grad():
-                known = self._coefficients(step, [self._conditioned_errors(samples[p])
+                known = self._coefficients(step, [self.conditioned_errors(samples[p])
                                                   for p in pieces])  # fmt: skip
         for piece in pieces:
             part = samples[piece]
@@ -254,7 +257,8 @@ class PreferenceTraining:
                 coefficient, metrics = known or self._coefficients(step, [errors])
                 yield (coefficient[piece] * errors.m).sum(), metrics
 
-    def _conditioned_errors(self, samples: Samples) -> Errors:
+    def conditioned_errors(self, samples: Samples) -> Errors:
+        """``errors`` for the samples' users."""
         with self.conditioned(samples):
             return self.errors(samples)
 
@@ -268,27 +272,6 @@ class PreferenceTraining:
         gradient = torch.autograd.grad(loss.value, m)[0]
         share = processes.share(self.recipe.batch)
         return gradient[share.start : share.stop], _plain(loss)
-
-    def evaluated(self, batches: int, *, first_step: int = 1 << 30) -> list[tuple[float, Metrics]]:
-        """The objective on ``batches`` batches without learning: ``(improvement, stats)`` of each.
-
-        Improvement is the base's loss minus the policy's on the same draws, so above zero is
-        better; steps beyond any training keep the draws apart from it.
-        """
-        found = []
-        with torch.no_grad():
-            for step in range(first_step, first_step + batches):
-                samples = self.samples(step, range(self.recipe.batch))
-                errors = self._conditioned_errors(samples)
-                if self.recipe.objective == "sft":
-                    with self.policy.reference():
-                        base = Errors(self.errors(samples).m, errors.r, errors.loser_scale)
-                else:
-                    base = Errors(errors.r, errors.r, errors.loser_scale)
-                ours, theirs = self.objective(errors, samples), self.objective(base, samples)
-                gain = float(theirs.value - ours.value)
-                found.append((gain, {k: float(v) for k, v in ours.stats.items()}))
-        return found
 
 
 def stage_of(run: PreferenceTraining, name: str, directory: Path) -> Stage:

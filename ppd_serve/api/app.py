@@ -14,6 +14,7 @@ from ppd_serve.api.cors import Cors
 from ppd_serve.api.edge import Edge
 from ppd_serve.api.metered import Metered
 from ppd_serve.api.routes import (
+    export,
     feedback,
     generate,
     generations,
@@ -55,8 +56,8 @@ def create_app(services: Services, cors_origins: Sequence[str] = ()) -> FastAPI:
     app.add_middleware(Metered, services.meters)
     problems.install(app)
     resources = (
-        users, preferences, questions, feedback, taste_codes, images, generate, generations,
-        openai, releases, health, metrics,
+        users, preferences, questions, feedback, taste_codes, export, images, generate,
+        generations, openai, releases, health, metrics,
     )  # fmt: skip
     for resource in resources:
         app.include_router(resource.router)

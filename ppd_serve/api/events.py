@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, Self
 
-from ppd_serve.api.schemas import UserUsed
+from ppd_serve.api.generation_schemas import UserUsed
 from ppd_serve.errors import PPDError
 
 PREVIEWS = 8  # of a picture that somebody may watch

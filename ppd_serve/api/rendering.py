@@ -10,14 +10,10 @@ from fastapi import Request
 
 from ppd_serve.api.auth import access
 from ppd_serve.api.events import Done, Drawn, Entry, Failed, Painted, Preview, Queued, Step
+from ppd_serve.api.generation_schemas import GeneratedImage, GenerationOut, GenerationRecordOut
 from ppd_serve.api.inlined import inlined
 from ppd_serve.api.problems import document
-from ppd_serve.api.schemas import (
-    GeneratedImage,
-    GenerationOut,
-    GenerationRecordOut,
-    Problem,
-)
+from ppd_serve.api.schemas import Problem
 from ppd_serve.api.services import Recorded, Services
 from ppd_serve.api.sse import Said
 

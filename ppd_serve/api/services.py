@@ -5,7 +5,7 @@ Every method raises the errors of ``ppd_serve.errors``, which come out as proble
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from ppd_serve.api.auth import Access, Keys
 from ppd_serve.api.events import Drawn, Format, Listener, Painted
+from ppd_serve.api.generation_schemas import GenerateIn, UserUsed
 from ppd_serve.api.loop_schemas import (
     EmbeddingVersionsOut,
     FeedbackIn,
@@ -25,14 +26,12 @@ from ppd_serve.api.loop_schemas import (
 )
 from ppd_serve.api.schemas import (
     EmbeddingOut,
-    GenerateIn,
     NeighborsOut,
     PairsOut,
     PreferencesIn,
     PreferencesOut,
     ReleasesOut,
     UserOut,
-    UserUsed,
 )
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import PPDError
@@ -116,6 +115,12 @@ class TasteCodes(Protocol):
 
     async def delete(self, project: str, user_id: str, code: str) -> None:
         """Withdraw it, and stop what is being drawn with it."""
+
+
+class Exports(Protocol):
+    async def archive(self, project: str, user_id: str) -> AsyncIterator[bytes]:
+        """Everything held about the user, as a ZIP file in pieces. Where they break off, the user
+        was deleted meanwhile."""
 
 
 class Images(Protocol):
@@ -220,6 +225,7 @@ class Services:
     questions: Questions
     feedback: Feedback
     taste_codes: TasteCodes
+    exports: Exports
     images: Images
     generations: Generations
     status: Status

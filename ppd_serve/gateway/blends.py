@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ppd_serve.api.schemas import GenerateIn, UserUsed, UserWeight
+from ppd_serve.api.generation_schemas import GenerateIn, UserUsed, UserWeight
 from ppd_serve.errors import Conflict, NotFound
 from ppd_serve.gateway.running import Threads
 from ppd_serve.gateway.tastes import Taste, Tastes

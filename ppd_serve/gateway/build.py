@@ -11,6 +11,7 @@ from ppd_serve.api.services import Services
 from ppd_serve.gateway.blends import Blends
 from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.drawing import Easel
+from ppd_serve.gateway.export import ExportService
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.feedback import FeedbackService
 from ppd_serve.gateway.generations import DrawingService
@@ -101,6 +102,7 @@ def build_services(
         ),
         feedback=FeedbackService(store, db, tasks, idempotency_keys),
         taste_codes=TasteCodeService(store, db, tasks, jobs, idempotency_keys, space),
+        exports=ExportService(store, db),
         images=ImageService(store, db, decoders, tasks, idempotency_keys),
         generations=DrawingService(
             store, db, tasks, idempotency_keys, easel, records, diffuser, release, closing

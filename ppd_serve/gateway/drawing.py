@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
 from ppd_serve.api.events import Drawn, Preview, Queued, Step
-from ppd_serve.api.schemas import GenerateIn, UserUsed
+from ppd_serve.api.generation_schemas import GenerateIn, UserUsed
 from ppd_serve.errors import Cancelled, GenerationFailed, Interrupted, PPDError
 from ppd_serve.gateway.blends import Blends, used
 from ppd_serve.gateway.event_log import EventLog

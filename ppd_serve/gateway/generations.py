@@ -6,7 +6,8 @@ import asyncio
 import logging
 
 from ppd_serve.api.events import PREVIEWS, Done, Drawn, Event, Failed, Format
-from ppd_serve.api.schemas import GenerateIn, ReleaseOut
+from ppd_serve.api.generation_schemas import GenerateIn
+from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
 from ppd_serve.api.usage import Slot
 from ppd_serve.errors import Cancelled, InvalidInput, PPDError

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppd_serve.api.events import Done, Drawn, Entry, Failed, Painted
-from ppd_serve.api.schemas import GenerateIn, UserUsed
+from ppd_serve.api.generation_schemas import GenerateIn, UserUsed
 from ppd_serve.api.services import Recorded
 from ppd_serve.errors import (
     Cancelled,

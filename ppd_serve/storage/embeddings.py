@@ -6,7 +6,7 @@ came with new pairs, whose pictures take more room."""
 from __future__ import annotations
 
 import numpy as np
-from sqlalchemy import select, true, union_all
+from sqlalchemy import select, true, union, union_all
 
 from ppd_serve.errors import NotFound
 from ppd_serve.storage.base import StoreBase, next_sequence
@@ -83,6 +83,17 @@ class EmbeddingStore(StoreBase):
             if version is not None and (found is None or found.version != version):
                 found = session.get(PastEmbeddingRecord, {**name, "version": version})
             return None if found is None else _embedding_value(found)
+
+    def embedding_spaces(self, project: str, user_id: str) -> list[str]:
+        """In which there is an embedding of the user, of whatever version; none for nobody."""
+        with self._database.read() as session:
+            stored = union(
+                *(
+                    select(table.space).where(table.project == project, table.user_id == user_id)
+                    for table in (EmbeddingRecord, PastEmbeddingRecord)
+                )
+            )
+            return sorted(session.scalars(stored))
 
     def embedding_versions(
         self, project: str, user_id: str, space: str, before: int | None, limit: int

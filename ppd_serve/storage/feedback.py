@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, delete, or_, select
+from sqlalchemy import ColumnElement, delete, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ppd_serve.errors import InvalidInput, NotFound
@@ -12,7 +12,7 @@ from ppd_serve.storage.images import discard_images, in_use
 from ppd_serve.storage.loop_records import FeedbackRecord, QuestionRecord
 from ppd_serve.storage.records import GenerationRecord, GenerationUserRecord, ImageRecord
 from ppd_serve.storage.users import UserStore, created_user, locked_user
-from ppd_serve.storage.values import Feedback
+from ppd_serve.storage.values import Feedback, Place
 
 
 class FeedbackStore(UserStore):
@@ -48,7 +48,20 @@ class FeedbackStore(UserStore):
                 )
                 session.add(record)
             record.liked, record.created = liked, self._clock()
-            return Feedback(record.feedback_id, image_id, liked, record.created)
+            return _feedback_value(record)
+
+    def list_feedback(self, project: str, user_id: str, after: Place, limit: int) -> list[Feedback]:
+        """The user's, oldest first, that follow ``after``; none for nobody."""
+        with self._database.read() as session:
+            place = tuple_(FeedbackRecord.created, FeedbackRecord.feedback_id)
+            records = session.scalars(
+                select(FeedbackRecord)
+                .filter_by(project=project, user_id=user_id)
+                .where(place > after)
+                .order_by(FeedbackRecord.created, FeedbackRecord.feedback_id)
+                .limit(limit)
+            )
+            return [_feedback_value(record) for record in records]
 
     def delete_feedback(self, project: str, user_id: str, feedback_id: str) -> None:
         """Take it back; also right the second time. A picture goes with it whose time is over, or
@@ -85,6 +98,12 @@ class FeedbackStore(UserStore):
 def _shows(image_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     """Whether a question shows the picture."""
     return or_(QuestionRecord.left_image_id == image_id, QuestionRecord.right_image_id == image_id)
+
+
+def _feedback_value(record: FeedbackRecord) -> Feedback:
+    return Feedback(
+        record.feedback_id, record.image_id, record.prompt, record.liked, record.created
+    )
 
 
 def _prompt(session: Session, project: str, user_id: str, image: ImageRecord) -> str:

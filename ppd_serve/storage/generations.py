@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Interrupted, NotFound
@@ -19,7 +19,7 @@ from ppd_serve.storage.records import (
     UserRecord,
 )
 from ppd_serve.storage.users import unknown_user
-from ppd_serve.storage.values import UNFINISHED, Generation, GenerationState
+from ppd_serve.storage.values import UNFINISHED, Generation, GenerationState, Place
 from ppd_serve.storage.versions import WITHDRAWN
 
 
@@ -129,6 +129,43 @@ class GenerationStore(StoreBase):
             return _generation_value(
                 record, list(users), {position: image_id for position, image_id in images}
             )
+
+    def list_generations(
+        self, project: str, user_id: str, after: Place, limit: int
+    ) -> list[Generation]:
+        """Those that were asked for with the user, oldest first, that follow ``after``; none for
+        nobody."""
+        with self._database.read() as session:
+            place = tuple_(GenerationRecord.created, GenerationRecord.generation_id)
+            records = session.scalars(
+                select(GenerationRecord)
+                .join(GenerationUserRecord)
+                .where(
+                    GenerationUserRecord.project == project,
+                    GenerationUserRecord.user_id == user_id,
+                    place > after,
+                )
+                .order_by(GenerationRecord.created, GenerationRecord.generation_id)
+                .limit(limit)
+            ).all()
+            users: dict[str, list[str]] = {record.generation_id: [] for record in records}
+            images: dict[str | None, dict[int, str]] = {r.generation_id: {} for r in records}
+            for generation_id, user in session.execute(
+                select(GenerationUserRecord.generation_id, GenerationUserRecord.user_id)
+                .where(GenerationUserRecord.generation_id.in_(users))
+                .order_by(GenerationUserRecord.user_id)
+            ):
+                users[generation_id].append(user)
+            for drawn, position, image_id in session.execute(
+                select(ImageRecord.generation_id, ImageRecord.position, ImageRecord.image_id)
+                .where(ImageRecord.generation_id.in_(images))
+                .order_by(ImageRecord.position)
+            ):
+                images[drawn][position] = image_id
+            return [
+                _generation_value(record, users[record.generation_id], images[record.generation_id])
+                for record in records
+            ]
 
     def _interrupt_of(self, session: Session, owners: Iterable[str]) -> int:
         """Fail what dead processes were drawing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from ppd_serve.errors import Conflict, Gone, NotFound
@@ -16,7 +16,7 @@ from ppd_serve.storage.loop_records import QuestionRecord
 from ppd_serve.storage.pairs import PairStore
 from ppd_serve.storage.records import PairRecord, UserRecord
 from ppd_serve.storage.users import locked_user, unknown_user
-from ppd_serve.storage.values import AddedPairs, Choice, NewImage, NewPair, Question
+from ppd_serve.storage.values import AddedPairs, Choice, NewImage, NewPair, Place, Question
 
 
 class QuestionStore(PairStore):
@@ -71,6 +71,21 @@ class QuestionStore(PairStore):
         """Raises ``NotFound``."""
         with self._database.read() as session:
             return _question_value(_question(session, project, user_id, question_id))
+
+    def list_questions(
+        self, project: str, user_id: str, after: Place, limit: int
+    ) -> list[Question]:
+        """The user's, oldest first, that follow ``after``; none for nobody."""
+        with self._database.read() as session:
+            place = tuple_(QuestionRecord.created, QuestionRecord.question_id)
+            records = session.scalars(
+                select(QuestionRecord)
+                .filter_by(project=project, user_id=user_id)
+                .where(place > after)
+                .order_by(QuestionRecord.created, QuestionRecord.question_id)
+                .limit(limit)
+            )
+            return [_question_value(record) for record in records]
 
     def questions_total(self, project: str, user_id: str) -> int:
         """How many this user has been asked."""

@@ -17,6 +17,8 @@ DEFAULT_PROJECT = "default"
 
 ImageKind = Literal["upload", "generated", "pair"]
 Choice = Literal["left", "right", "neither"]
+Place = tuple[float, str]  # of a record among a user's, oldest first: when it was made, and its id
+BEGINNING: Place = (0.0, "")
 GenerationState = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED: tuple[GenerationState, ...] = ("queued", "running")
 
@@ -195,13 +197,22 @@ class Question:
     choice: Choice | None
     created: float
 
+    @property
+    def place(self) -> Place:
+        return self.created, self.question_id
+
 
 @dataclass(frozen=True)
 class Feedback:
     feedback_id: str
     image_id: str
+    prompt: str
     liked: bool
     created: float
+
+    @property
+    def place(self) -> Place:
+        return self.created, self.feedback_id
 
 
 @dataclass(frozen=True)
@@ -234,6 +245,10 @@ class Generation:
     @property
     def image_ids(self) -> list[str]:
         return list(self.images.values())
+
+    @property
+    def place(self) -> Place:
+        return self.created, self.generation_id
 
 
 @dataclass(frozen=True)

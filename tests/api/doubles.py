@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from typing import Self
 
 from PIL import Image
 
-from ppd_serve.api import loop_schemas, schemas
+from ppd_serve.api import generation_schemas, loop_schemas, schemas
 from ppd_serve.api.auth import Access
 from ppd_serve.api.events import (
     Done,
@@ -178,6 +178,22 @@ class MemoryTasteCodes(Memory):
         self._check("delete", code)
 
 
+NOTHING = b"PK\5\6" + bytes(18)  # an archive with nothing in it
+
+
+class MemoryExports(Memory):
+    async def archive(self, project: str, user_id: str) -> AsyncIterator[bytes]:
+        self._check("archive", project, user_id)
+        if user_id == "nobody":
+            raise NotFound("No such user")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in (NOTHING[:4], NOTHING[4:]):
+                yield piece
+
+        return pieces()
+
+
 class MemoryImages(Memory):
     async def add(self, project: str, data: bytes, idempotency: Idempotency | None) -> str:
         self._check("add", len(data), idempotency)
@@ -205,7 +221,7 @@ class MemoryGenerations(Memory):
     async def draw(
         self,
         project: str,
-        body: schemas.GenerateIn,
+        body: generation_schemas.GenerateIn,
         idempotency: Idempotency | None,
         slot: Slot | None = None,
     ) -> Drawn:
@@ -216,7 +232,7 @@ class MemoryGenerations(Memory):
     async def stream(
         self,
         project: str,
-        body: schemas.GenerateIn,
+        body: generation_schemas.GenerateIn,
         idempotency: Idempotency | None,
         previews: int,
         slot: Slot | None = None,
@@ -228,7 +244,7 @@ class MemoryGenerations(Memory):
     async def submit(
         self,
         project: str,
-        body: schemas.GenerateIn,
+        body: generation_schemas.GenerateIn,
         idempotency: Idempotency | None,
         slot: Slot | None = None,
     ) -> Recorded:
@@ -301,6 +317,7 @@ def memory(keys: dict[str, str] | None = None) -> Services:
         questions=MemoryQuestions(),
         feedback=MemoryFeedback(),
         taste_codes=MemoryTasteCodes(),
+        exports=MemoryExports(),
         images=MemoryImages(),
         generations=MemoryGenerations(),
         status=MemoryStatus(),

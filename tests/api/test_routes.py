@@ -14,7 +14,7 @@ from ppd_serve.api import auth
 from ppd_serve.api.app import create_app
 from ppd_serve.api.services import Services
 from ppd_serve.keys import ApiKey, digest
-from tests.api.doubles import memory, png
+from tests.api.doubles import NOTHING, memory, png
 
 
 async def test_users(http: httpx.AsyncClient) -> None:
@@ -90,6 +90,19 @@ async def test_taste_codes(http: httpx.AsyncClient) -> None:
     for user in ({}, {"user_id": "a", "taste_code": "t"}, {"taste_code": "t", "version": 1}):
         bad = await http.post("/generate", json={"prompt": "a", "users": [user]})
         assert (bad.status_code, bad.json()["field"]) == (422, "users.0")
+
+
+async def test_export(http: httpx.AsyncClient, services: Services) -> None:
+    response = await http.get("/users/ann/export")
+    assert (response.status_code, response.content) == (200, NOTHING)
+    assert response.headers["content-type"] == "application/zip"
+    assert response.headers["content-disposition"].startswith("attachment")
+    assert services.exports.calls == [("archive", "default", "ann")]  # type: ignore[attr-defined]
+    missing = await http.get("/users/nobody/export")
+    assert (missing.status_code, missing.headers["content-type"]) == (
+        404,
+        "application/problem+json",
+    )
 
 
 async def test_embedding_versions(http: httpx.AsyncClient, services: Services) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from ppd_serve.api.app import create_app
 from ppd_serve.api.events import Done
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.loop_schemas import QuestionIn
-from ppd_serve.api.schemas import GenerateIn
 from ppd_serve.errors import Interrupted, Unavailable
 from ppd_serve.storage.values import Idempotency
 from tests.gateway.conftest import House

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ppd_serve.api.schemas import GenerateIn
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.services import Services
 from ppd_serve.errors import ActorUnavailable, NotFound, StorageUnavailable, Unavailable
 from tests.gateway.conftest import House, choices

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppd_serve.api.schemas import GenerateIn
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.services import Services
 from ppd_serve.errors import (
     ActorUnavailable,

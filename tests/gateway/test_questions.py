@@ -7,8 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.loop_schemas import FeedbackIn, QuestionIn
-from ppd_serve.api.schemas import EmbeddingState, GenerateIn
+from ppd_serve.api.schemas import EmbeddingState
 from ppd_serve.api.services import Asked, Services
 from ppd_serve.errors import (
     ActorUnavailable,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ppd_serve.api.events import Done, Entry, Failed, Listener, Painted, Preview, Queued, Step
-from ppd_serve.api.schemas import GenerateIn
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.services import Services, Watched
 from ppd_serve.errors import (
     Cancelled,

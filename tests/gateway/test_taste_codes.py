@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.loop_schemas import TasteCodeIn
-from ppd_serve.api.schemas import GenerateIn
 from ppd_serve.api.services import Services
 from ppd_serve.errors import Conflict, InvalidInput, NotFound, StorageUnavailable
 from ppd_serve.preferences.pairs import Pair

@@ -7,7 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from ppd_serve.api.schemas import EmbeddingState, GenerateIn
+from ppd_serve.api.generation_schemas import GenerateIn
+from ppd_serve.api.schemas import EmbeddingState
 from ppd_serve.api.services import Services
 from ppd_serve.errors import ActorUnavailable, EncoderUnavailable
 from ppd_serve.storage.store import NewImage, NewPair

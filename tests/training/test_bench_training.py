@@ -12,13 +12,13 @@ from benchmarks.bench_training import (
     OURS,
     PLAIN,
     Choices,
-    PlainLoop,
     Turns,
     choices,
     ppd,
     summary,
     take_turns,
 )
+from benchmarks.plain_training import PlainLoop
 from benchmarks.report import STUDIO, about, merge, write
 from ppd_serve.release import Release, load_release
 from tests.training.studio import small_pool

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 
 from tests.training.planted import DIM, PROMPTS, planted_backbone, planted_choices
 from training.evaluate.statistics import bootstrap_mean
+from training.improvement import improvements
 from training.objectives import dpo_loss, kto_loss, rpo_loss, sft_loss
 from training.policy import Conditioning, Policy, Weights
 from training.recipes import NAMES, Objective, Recipe
@@ -135,12 +136,12 @@ def test_every_objective_improves_on_the_base(
     objective: Objective, conditioning: Conditioning, tmp_path: Path
 ) -> None:
     run = training(recipe(objective, conditioning, steps=60))
-    gains = [gain for gain, _ in run.evaluated(10)]
+    gains = [gain for gain, _ in improvements(run, 10)]
     assert gains == pytest.approx([0.0] * 10, abs=1e-9)  # a new adapter is the base
     assert stage(run, tmp_path).run()
     fresh = planted_choices(planted_backbone(), seed=1)
     unseen = PreferenceTraining(run.recipe, fresh, run.policy)
-    _, low, _ = bootstrap_mean(np.array([gain for gain, _ in unseen.evaluated(20)]))
+    _, low, _ = bootstrap_mean(np.array([gain for gain, _ in improvements(unseen, 20)]))
     assert low > 0
 
 
@@ -211,7 +212,7 @@ def test_nobody_learns_a_choice_by_having_read_it() -> None:
     own = np.flatnonzero(choices.reading_user == choices.user[0])
     choices.read_in[0] = own[1]
     rng = np.random.default_rng(0)
-    seen = np.stack([choices.embedding(0, rng) for _ in range(60)])
+    seen = np.stack([choices.embedding(int(choices.user[0]), 0, rng) for _ in range(60)])
     assert not (seen == choices.readings[own[1]]).all((1, 2)).any()
     assert {tuple(e[0]) for e in seen} == {tuple(choices.readings[k, 0]) for k in (own[0], own[2])}
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, Idefics3ForConditionalGeneration
 from ppd_serve.preferences.encoder import Encoder
 from ppd_serve.preferences.transform import BetweenUserTransform
 from tests.training.studio import small_pool
-from training import vlm
+from training import vlm, vlm_lessons
 from training.data.pool import PairSampler, Pool
 from training.data.users import people
 from training.data.world import AXES, CAPTIONS
@@ -117,7 +117,7 @@ def test_liked_and_disliked_are_not_the_same(reader: vlm.Reader, pool: Pool) -> 
 
 def test_whitened_patches_start_with_equal_spread(pool: Pool) -> None:
     model = vlm.new_vlm(vlm.new_processor().tokenizer, width=64)
-    vlm.whiten_patches(model, pool.images)
+    vlm_lessons.whiten_patches(model, pool.images)
     layer = model.model.vision_model.embeddings.patch_embedding
     with torch.no_grad():
         out = layer(vlm.to_input(pool.images)).transpose(0, 1).flatten(1)
@@ -141,8 +141,8 @@ def test_looking_learns(tmp_path: Path, pool: Pool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = vlm.new_vlm(vlm.new_processor().tokenizer, width=32)
-        vlm.whiten_patches(model, pool.images)
-        stage = vlm.look_stage(model, pool, pool, tmp_path, steps=30, batch=16)
+        vlm_lessons.whiten_patches(model, pool.images)
+        stage = vlm_lessons.look_stage(model, pool, pool, tmp_path, steps=30, batch=16)
     stage.warmup = 5
     assert stage.run()
     explained = [v for k, v in stage.history[-1].items() if k.startswith("r2_")]
@@ -155,7 +155,7 @@ def test_reading_learns(tmp_path: Path, reader: vlm.Reader, pool: Pool) -> None:
     model = reader.model
     vision = model.model.vision_model.embeddings.patch_embedding.weight.clone()
     before = model.lm_head.weight.clone()
-    stage = vlm.profile_stage(
+    stage = vlm_lessons.profile_stage(
         reader, pool, tmp_path, steps=12, readings=16, questions=4,
         held_out=(reader, pool, people("dev", 8)),
     )  # fmt: skip

@@ -29,7 +29,8 @@ class ChoiceSet:
     ``read_in`` is the reading that saw a pair, or -1: nobody learns a choice by having read it.
     ``known`` ``[U, rows, dim]``: if there is one, the embedding an all-knowing reader would give.
     ``prompt_features`` ``[Q, F]`` and ``picture_features`` ``[M, F]`` (unit length) are what RPO
-    measures nearness in; ``weight`` are SmPO's.
+    measures nearness in; ``weight`` are SmPO's. ``judged`` ``[V, 4]``: verdicts on single pictures,
+    each a user, a prompt, a picture, and 1 if it was liked.
     """
 
     user: Index
@@ -46,6 +47,7 @@ class ChoiceSet:
     prompt_features: Array | None = None
     picture_features: Array | None = None
     weight: Array | None = None
+    judged: Index | None = None
     about: dict[str, Any] = field(default_factory=dict)
     _readings_of: dict[int, Index] = field(default_factory=dict, compare=False, repr=False)
 
@@ -67,11 +69,14 @@ class ChoiceSet:
     def embedding_shape(self) -> tuple[int, int]:
         return self.readings.shape[1], self.readings.shape[2]
 
-    def embedding(self, pair: int, rng: np.random.Generator, *, pooled: int = 1) -> Array:
-        """The user of ``pair`` as ``pooled`` of their readings see them, ``[rows, dim]``: mean by
-        pairs, of readings that did not see this pair; zero for a user with none."""
-        own = self._readings_of.get(int(self.user[pair]), np.zeros(0, np.int64))
-        own = own[own != self.read_in[pair]]
+    def embedding(
+        self, user: int, pair: int, rng: np.random.Generator, *, pooled: int = 1
+    ) -> Array:
+        """A user as ``pooled`` of their readings see them, ``[rows, dim]``: mean by pairs, of
+        readings that did not see this ``pair`` (-1: of any); zero for a user with none."""
+        own = self._readings_of.get(user, np.zeros(0, np.int64))
+        if pair >= 0:
+            own = own[own != self.read_in[pair]]
         if not len(own):
             return np.zeros(self.embedding_shape, np.float32)
         chosen = rng.choice(own, min(pooled, len(own)), replace=False)
@@ -123,5 +128,5 @@ class ChoiceSet:
 
 _ARRAYS = (
     "user", "prompt", "preferred", "rejected", "read_in", "latents", "readings", "reading_user",
-    "reading_pairs", "known", "prompt_features", "picture_features", "weight",
+    "reading_pairs", "known", "prompt_features", "picture_features", "weight", "judged",
 )  # fmt: skip

@@ -1,6 +1,8 @@
-"""Single pictures that were liked or not, from pairs: what Diffusion-KTO trains on.
+"""Single pictures that were liked or not, from pairs and from what people said of them: what
+Diffusion-KTO trains on.
 
-A picture is liked if it was preferred at least once (arXiv 2404.04465).
+In pairs a picture is liked if it was preferred at least once (arXiv 2404.04465). Somebody's own
+word about a picture stands over what their pairs would say.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Likes:
-    """``N`` pictures and who judged them: ``picture``, ``user``, ``liked`` (bool), and ``pair``,
-    the pair that the verdict is from (and so the prompt), each ``[N]``."""
+    """``N`` pictures and who judged them: ``picture``, ``user``, ``prompt``, ``liked`` (bool), and
+    ``pair``, the judge's pair that shows the picture or -1, each ``[N]``."""
 
     picture: Index
     user: Index
+    prompt: Index
     liked: NDArray[np.bool_]
     pair: Index
 
@@ -31,21 +34,49 @@ class Likes:
 
 
 def liked_pictures(
-    user: ArrayLike, preferred: ArrayLike, rejected: ArrayLike, *, by_user: bool
+    user: ArrayLike,
+    prompt: ArrayLike,
+    preferred: ArrayLike,
+    rejected: ArrayLike,
+    judged: ArrayLike | None = None,
+    *,
+    by_user: bool,
 ) -> Likes:
-    """Every picture of the pairs once, or with ``by_user`` once for each person who saw it.
+    """Every picture of the pairs, or judged alone, once; with ``by_user`` once for each person who
+    saw it.
 
-    user, preferred, rejected: indices ``[P]``. Without ``by_user`` a picture is liked if anyone
-    preferred it, and ``user`` is the first who did, or else the first who saw it.
+    user, prompt, preferred, rejected: indices ``[P]``; judged: ``ChoiceSet.judged`` ``[V, 4]``.
+    Without ``by_user`` a picture is liked if anyone likes it, and ``user`` is the first who does,
+    or else the first who saw it.
     """
-    user, preferred, rejected = (np.asarray(a, np.int64) for a in (user, preferred, rejected))
+    user, prompt, preferred, rejected = (
+        np.asarray(a, np.int64) for a in (user, prompt, preferred, rejected)
+    )
+    own = np.zeros((0, 4), np.int64) if judged is None else np.asarray(judged, np.int64)
     pairs = np.arange(len(user))
-    # Preferences stand first, so that the first place where a picture is found is its verdict.
-    picture = np.concatenate([preferred, rejected])
-    pair = np.concatenate([pairs, pairs])
-    whose = user[pair] if by_user else np.zeros_like(pair)
-    _, first = np.unique(np.stack([whose, picture]), axis=1, return_index=True)
-    return Likes(picture[first], user[pair[first]], first < len(user), pair[first])
+    # One verdict a place. The first of somebody on a picture is what they think of it: their own
+    # word, else that they preferred it once, else that they rejected it.
+    whose = np.concatenate([own[:, 0], user, user])
+    picture = np.concatenate([own[:, 2], preferred, rejected])
+    asked = np.concatenate([own[:, 1], prompt, prompt])
+    liked = np.concatenate([own[:, 3] > 0, pairs >= 0, pairs < 0])
+    key = whose * (picture.max(initial=0) + 1) + picture
+    pair = np.concatenate([_shown(key[: len(own)], key[len(own) :], pairs), pairs, pairs])
+    _, first = np.unique(key, return_index=True)
+    if not by_user:
+        first = first[np.lexsort((first, ~liked[first]))]
+        first = first[np.unique(picture[first], return_index=True)[1]]
+    return Likes(picture[first], whose[first], asked[first], liked[first], pair[first])
+
+
+def _shown(key: Index, in_pairs: Index, pairs: Index) -> Index:
+    """The first pair that shows each ``key`` (somebody's picture), or -1. ``in_pairs``: the keys of
+    all preferred, then of all rejected."""
+    if not len(pairs):
+        return np.full(len(key), -1)
+    known, first = np.unique(in_pairs, return_index=True)
+    near = np.minimum(np.searchsorted(known, key), len(known) - 1)
+    return np.where(known[near] == key, first[near] % len(pairs), -1)
 
 
 class LikeSampler:

@@ -26,6 +26,7 @@ from ppd_serve.release import Release
 from training.data.choice_set import ChoiceSet
 from training.data.choices import Choice, Skipped
 from training.data.closeness import unit
+from training.data.live_feedback import Verdict
 from training.data.readings import READ_AT_ONCE
 
 Array = NDArray[np.float32]
@@ -48,8 +49,10 @@ def prepare(
     closeness: Closeness | None = None,
     workers: int = 1,
     skipped: Skipped | None = None,
+    verdicts: Iterable[Verdict] = (),
 ) -> ChoiceSet:
     """Write the choice set to ``out`` and load it. ValueError if there was not one choice.
+    ``verdicts``: what the same people said of single pictures.
 
     Without ``closeness``, nearness (RPO) is measured in the backbone's own text states and latents.
     """
@@ -58,6 +61,8 @@ def prepare(
     prepared = _Streamed(backbone, release.defaults.sizes[0], out, closeness)
     for choice in track(choices, description="pictures"):
         prepared.add(choice)
+    for verdict in verdicts:
+        prepared.judge(verdict)
     prepared.finish()
     if not prepared.user:
         raise ValueError("rows: not one choice to train on")
@@ -75,11 +80,13 @@ def prepare(
             else unit(next(iter(text.values()))[:-1].reshape(len(prompts), -1))
         ),
         picture_features=unit(np.concatenate(prepared.features)),
+        judged=np.array(prepared.judged) if prepared.judged else None,
         about={
             "release": f"{release.name} {release.version}",
             "embedding_space": release.embedding_space,
             "people": len(prepared.users), "pairs": len(prepared.user),
             "pictures": len(prepared.pictures), "readings": len(states),
+            "verdicts": len(prepared.judged),
             "skipped": skipped.report() if skipped else "",
         },
     )  # fmt: skip
@@ -108,6 +115,7 @@ class _Streamed:
         self.prompt: list[int] = []
         self.preferred: list[int] = []
         self.rejected: list[int] = []
+        self.judged: list[tuple[int, int, int, bool]] = []
         self.features: list[Array] = []
         self.shape = (0, *backbone.latent_shape(*size))
         self._raw = (out / "latents.raw").open("wb")
@@ -124,6 +132,12 @@ class _Streamed:
         self.rejected.append(self._picture(choice.rejected_id, choice.rejected))
         if len(self._unread[user]) == READ_AT_ONCE:
             self._write_chunk(user, self._unread.pop(user))
+
+    def judge(self, verdict: Verdict) -> None:
+        user = self.users.setdefault(verdict.user, len(self.users))
+        prompt = self.prompts.setdefault(verdict.prompt, len(self.prompts))
+        picture = self._picture(verdict.picture_id, verdict.picture)
+        self.judged.append((user, prompt, picture, verdict.liked))
 
     def finish(self) -> None:
         self._encode()

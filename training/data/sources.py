@@ -9,6 +9,7 @@ from typing import get_args
 from ppd_serve.release import load_release
 from training.data.choices import Choice, Skipped
 from training.data.live import live_choices
+from training.data.live_feedback import Verdict, live_feedback
 from training.data.pickapic import PickAPic
 from training.data.prepare import prepare, ray_here
 from training.data.readings import READ_AT_ONCE, Split
@@ -70,14 +71,21 @@ def prepare_splits(
             choices = source(skipped, split)
             if scorer is not None:
                 choices = relabel(choices, scorer, skipped)
+            judged = Skipped()
+            verdicts: Iterator[Verdict] = iter(())
+            if database is not None and blobs is not None and scorer is None:
+                verdicts = live_feedback(database, blobs, judged, users=split)
             try:
                 found = prepare(
                     choices, load_release(release), out / split, device=device,
-                    closeness=closeness, workers=workers, skipped=skipped,
+                    closeness=closeness, workers=workers, skipped=skipped, verdicts=verdicts,
                 )  # fmt: skip
             except ValueError as nothing:
                 if split == "train":
                     raise
                 yield f"{split}: {nothing}"
                 continue
-            yield f"{split}: {found.users} people, {len(found)} pairs; {skipped.report()}"
+            told = f"{split}: {found.users} people, {len(found)} pairs; {skipped.report()}"
+            if judged.kept or judged.reasons:
+                told += f"; {judged.kept:,} likes and dislikes, {judged.reasons.total():,} skipped"
+            yield told

@@ -74,6 +74,11 @@ def delete_user(user_id: str) -> Call[None]:
     return Call("DELETE", user_path(user_id), nothing)
 
 
+def export_user(user_id: str) -> Call[httpx.Response]:
+    """Everything the server holds about a user, as a ZIP archive. Raises NotFound."""
+    return Call("GET", user_path(user_id, "export"), _itself, stream=True)
+
+
 def add_preferences(
     user_id: str,
     pairs: Iterable[Pair | tuple[str, Picture | ImageRef, Picture | ImageRef]],

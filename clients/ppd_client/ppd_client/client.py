@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -16,6 +17,7 @@ from .calls import Drawings
 from .exchange import Steps, exchange, until_ready
 from .listening import AsyncListening, Listening
 from .models import StoredPair, UserWeight
+from .saving import save, save_awaited
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,6 +131,11 @@ class Client(_Calls):
             if cursor is None:
                 return
 
+    def export_user(self, user_id: str, path: str | os.PathLike[str]) -> None:
+        """Write everything the server holds about a user to ``path``, a ZIP archive: whole, or not
+        at all. Raises NotFound."""
+        save(self.send(calls.export_user(user_id)), path)
+
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Return as soon as the server can draw for users; TimedOut after ``timeout`` seconds."""
         self._run(until_ready(functools.partial(_build, self._http), timeout))
@@ -215,6 +222,11 @@ class AsyncClient(_Calls):
             cursor = page.next
             if cursor is None:
                 return
+
+    async def export_user(self, user_id: str, path: str | os.PathLike[str]) -> None:
+        """Write everything the server holds about a user to ``path``, a ZIP archive: whole, or not
+        at all. Raises NotFound."""
+        await save_awaited(await self.send(calls.export_user(user_id)), path)
 
     async def wait_ready(self, timeout: float = 60.0) -> None:
         """Return as soon as the server can draw for users; TimedOut after ``timeout`` seconds."""

@@ -10,10 +10,10 @@ from ppd_serve.api import sse
 from ppd_serve.api.accept import choose
 from ppd_serve.api.auth import Drawing
 from ppd_serve.api.events import PREVIEWS, Format
+from ppd_serve.api.generation_schemas import GenerateIn, GenerationOut, GenerationRecordOut
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.problems import documented
 from ppd_serve.api.rendering import EVENTS, Rendering
-from ppd_serve.api.schemas import GenerateIn, GenerationOut, GenerationRecordOut
 from ppd_serve.api.services import ServicesDep
 from ppd_serve.errors import InvalidInput
 

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Header, Request, Response
 
 from ppd_serve.api import sse
 from ppd_serve.api.auth import Drawing
+from ppd_serve.api.generation_schemas import GenerationRecordOut
 from ppd_serve.api.problems import documented
 from ppd_serve.api.rendering import EVENTS, Rendering
-from ppd_serve.api.schemas import GenerationRecordOut, Id
+from ppd_serve.api.schemas import Id
 from ppd_serve.api.services import ServicesDep
 
 router = APIRouter(prefix="/generations/{generation_id}", tags=["generate"])

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from ppd_serve.api import sse
 from ppd_serve.api.auth import Common, Drawing
 from ppd_serve.api.events import Entry, Failed, Painted, Preview
+from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.idempotency import IdempotencyDep
 from ppd_serve.api.inlined import inlined
 from ppd_serve.api.openai_schemas import (
@@ -25,7 +26,7 @@ from ppd_serve.api.openai_schemas import (
 )
 from ppd_serve.api.problems import document, documented, openai_error
 from ppd_serve.api.rendering import Rendering, base64_text
-from ppd_serve.api.schemas import GenerateIn, ReleaseOut
+from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.api.services import Services, ServicesDep
 from ppd_serve.errors import InvalidInput, NotFound
 

@@ -1,0 +1,158 @@
+"""``python -m training``, what concerns the studio itself: its world and simulated people, how the
+default is made, and every method beside the others on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+studio = typer.Typer()
+
+WORK = Path("runs/studio")
+DEFAULT_RELEASE = Path("ppd_serve/assets/studio")
+TO_BE_CONTINUED = 75  # EX_TEMPFAIL of sysexits.h
+
+
+@studio.command()
+def demo(out: Path = Path("demo.png")) -> None:
+    """Start the server, make four choices, draw with and without the taste."""
+    from training.demo import run
+
+    raise typer.Exit(run(out))
+
+
+@studio.command()
+def world(out: Path = Path("world.png")) -> None:
+    """Draw the studio's world: each style axis, from little to much, on a few captions."""
+    import numpy as np
+    from PIL import Image
+
+    from training.contact_sheet import Row, grid, stack
+    from training.data.world import AXES, CAPTIONS, render
+
+    usual = np.array([0, 0.1, 0.2, -0.3, -0.7, -0.7, -0.6, -0.7])
+    shown = [CAPTIONS[k] for k in (3, 70, 28)]
+    rows = []
+    for axis, name in enumerate(AXES):
+        styles = [np.where(np.arange(len(AXES)) == axis, v, usual) for v in (-1.0, 1.0)]
+        pictures = [render(c, style, 5) for c in shown for style in styles]
+        rows.append(Row(name, [Image.fromarray(p) for p in pictures]))
+    columns = [f"{size} {c.subject}" for c in shown for size in ("little:", "much:")]
+    stack([grid(columns, rows, side=128)]).save(out)
+
+
+@studio.command()
+def rows(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    work: Path = WORK,
+    people: int = 200,
+    pairs: int = 8,
+) -> None:
+    """Choices of simulated people as a file with Pick-a-Pic v2's columns: an example of yours."""
+    import numpy as np
+
+    from training.data.pool import PairSampler, load_pool
+    from training.data.rows import studio_rows, write_rows
+    from training.data.users import people as sample
+
+    pool = load_pool(work / "pool", "train", 2_000)
+    drawn = PairSampler(pool).draw(sample("train", people), pairs, np.random.default_rng(0))
+    typer.echo(f"{write_rows(out, studio_rows(pool, *drawn))} rows in {out}")
+
+
+@studio.command()
+def bootstrap(
+    out: Annotated[Path, typer.Option(help="Release directory to write.")],
+    work: Annotated[Path, typer.Option(help="Pools, checkpoints and logs; resumed from.")] = WORK,
+    budget: Annotated[str, typer.Option(help="tiny, cpu or cuda")] = "cpu",
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A release to train on from.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    bf16: Annotated[
+        bool, typer.Option(help="bf16 autocast for base and adapter; always with cuda.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long, to be called again.")
+    ] = None,
+    carry: Annotated[
+        Path | None,
+        typer.Option(help="Begin with what was packed here; pack here what has to travel."),
+    ] = None,
+    version: Annotated[str, typer.Option(help="What the release calls itself.")] = "1",
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Rebuild the embedded default from nothing, or raise one that there is.
+
+    With ``--minutes``, exit code 75 says that there is more to do: call it again.
+    """
+    from training.bootstrap import Bootstrap
+    from training.budget import BUDGETS
+    from training.carry import pack, unpack
+    from training.workbench import OutOfTime
+
+    if budget not in BUDGETS:
+        raise typer.BadParameter(f"must be one of {', '.join(BUDGETS)}", param_hint="--budget")
+    if carry and carry.exists():
+        unpack(carry, work)
+    run = Bootstrap(
+        work, BUDGETS[budget], seed=seed, threads=threads, start=start, device=device,
+        bf16=bf16 or device == "cuda", minutes=minutes,
+    )  # fmt: skip
+    unfinished = None
+    try:
+        typer.echo(run.report(run.release(out, version=version)))
+    except OutOfTime as stopped:
+        unfinished = stopped
+    if carry:
+        typer.echo(f"{pack(work, carry) / 2**20:.0f} MiB to carry in {carry}")
+    if unfinished:
+        typer.echo(f"out of time in {unfinished}: call again")
+        raise typer.Exit(TO_BE_CONTINUED)
+
+
+@studio.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Runs, pictures' scores and figures; resumed from.")],
+    what: Annotated[Literal["methods", "synthetic-users", "style"], typer.Option()] = "methods",
+    release: Path = DEFAULT_RELEASE,
+    work: Path = WORK,
+    split: str = "test",
+    users: Annotated[int, typer.Option(help="New people; or pictures of each.")] = 200,
+    seeds: Annotated[int, typer.Option(help="Training seeds of every method.")] = 3,
+    steps: int = 300,
+    bf16: Annotated[bool, typer.Option(help="bf16 autocast in training.")] = False,
+) -> None:
+    """Train every method on one budget and judge them beside each other."""
+    import json
+
+    from training.comparison import methods, style, synthetic_users
+
+    if what == "methods":
+        report = methods.compare_methods(
+            release,
+            out,
+            work,
+            split=split,
+            users=users,
+            seeds=seeds,
+            steps=steps,
+            bf16=bf16,
+        )
+        page = methods.methods_markdown(report)
+    elif what == "style":
+        report = style.compare_style(
+            release, out, work, split=split, pictures=users, steps=steps, bf16=bf16
+        )
+        page = style.style_markdown(report)
+    else:
+        report = synthetic_users.compare_synthetic_users(
+            release, out, work, split=split, pictures=users, steps=steps, bf16=bf16
+        )
+        page = synthetic_users.synthetic_markdown(report)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "report.md").write_text(page)
+    typer.echo(page)
