@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -10,14 +9,13 @@ from ppd_serve.diffusion.engine import Engine
 from tests.diffusion.toy import DEFAULTS, Toy
 
 
-def test_compiling_may_go_on_as_long_as_it_was_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_may_go_on_as_long_as_it_was_told_to() -> None:
     """Beyond torch's own limit of 8 forms a compiled block is run as it is, without a word."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 256)
     seen: list[int] = []
 
     def look(x: Tensor) -> None:
         seen.append(torch._dynamo.config.recompile_limit)
 
-    with Engine(Toy(look)) as engine:
+    with torch._dynamo.config.patch(recompile_limit=256), Engine(Toy(look)) as engine:
         engine.submit(DEFAULTS.request("a house")).result(30)
     assert set(seen) == {256}
