@@ -140,6 +140,7 @@ def _app(
         access,
         settings.encode_wait_s,
         settings.drain_s,
+        lone_diffuser=settings.diffuser.replicas == 1,
     )
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,12 @@ from ppd_serve.actors import Diffuser
 from ppd_serve.actors.diffuser import _sizes, preview_every
 from ppd_serve.api.events import Queued, Step
 from ppd_serve.diffusion.picture import encode_picture
+from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import GenerationFailed, InvalidInput, QueueFull
 from ppd_serve.gateway.ports import DrawEvent, DrawRequest, Finished
 from ppd_serve.settings import DiffuserPart
 from tests.diffusion.toy import DEFAULTS, Toy
+from tests.tiny_release import make_tiny_release
 
 
 class Held:
@@ -193,6 +196,19 @@ async def test_the_limits_change_while_it_draws(
 async def test_who_asks_first_finds_it_warm(actor: Diffuser) -> None:
     assert actor._engine.stats().ticks == DEFAULTS.steps
     assert actor._engine.backbone.previewed == [1]  # type: ignore[attr-defined]
+
+
+def test_the_warm_up_is_to_somebody_s_taste(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero would be nobody, and the first personal picture the one that waits."""
+    make_tiny_release(tmp_path)
+    projected, project = [], UserAdapter.project
+    monkeypatch.setattr(
+        UserAdapter, "project", lambda *args: projected.append(args) or project(*args)
+    )
+    Diffuser(str(tmp_path), DiffuserPart(threads=1))
+    assert len(projected) == 1
 
 
 def test_every_size_of_batch_that_is_compiled() -> None:

@@ -55,6 +55,8 @@ class Policy:
         if weights == "lora" and not hasattr(denoiser, "add_adapter"):
             raise ValueError(f"weights: diffusers has no LoRA for a {type(denoiser).__name__}")
         parameter = next(denoiser.parameters())
+        # float32 at least beside any base: most steps would be lost on bf16 weights.
+        trained_in = torch.promote_types(parameter.dtype, torch.float32)
         self.modules: dict[str, nn.Module] = {}
         self.adapter: UserAdapter | None = None
         self.constant: Constant | None = None
@@ -63,10 +65,10 @@ class Policy:
             torch.manual_seed(seed)
             if weights == "adapter" or conditioning == "user":
                 self.adapter = UserAdapter.for_unet(denoiser, embedding_shape[1])
-                self.adapter.to(parameter.device, parameter.dtype)
+                self.adapter.to(parameter.device, trained_in)
                 self.modules["adapter"] = self.adapter
             if weights == "adapter" and conditioning == "none":
-                self.constant = Constant(embedding_shape[1]).to(parameter.device, parameter.dtype)
+                self.constant = Constant(embedding_shape[1]).to(parameter.device, trained_in)
                 self.modules["constant"] = self.constant
             if weights == "lora":
                 denoiser.add_adapter(LoraConfig(

@@ -73,7 +73,7 @@ class Diffuser:
 
         plain = self._release.defaults.request("warm-up")
         plain = replace(plain, preview_every=last_asked(plain, self._engine.backbone).steps)
-        taste = (User(np.zeros(shape, np.float32)),) if self._engine.adapter else ()
+        taste = (User(np.ones(shape, np.float32)),) if self._engine.adapter else ()
         for rows in _sizes(part.rows) if part.compile else [1]:
             for users in [(), taste] if part.compile else [taste]:
                 for ticket in self._engine.submit_all([replace(plain, users=users)] * rows):

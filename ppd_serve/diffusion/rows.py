@@ -206,7 +206,7 @@ def final_latents(rows: Sequence[Row]) -> Tensor:
 def _users(rows: Sequence[Row], guided: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
     """Keys and values ``[B, U, T, 2, P]`` and weights ``[B, U]`` (0 for who is not there) of the
     first B of the batch: the rest is the unguided half, and copies. That half, of the ``guided``
-    rows, is part of B only where zero is not nobody."""
+    rows, is part of B only where zero is not nobody. B comes in as few sizes as the batch's."""
     most = max((len(row.weights_U) for row in rows if row.users_UT2P is not None), default=0)
     if not most:
         return None, None
@@ -214,8 +214,9 @@ def _users(rows: Sequence[Row], guided: Sequence[int]) -> tuple[Tensor | None, T
     halves = [(row.users_UT2P, row.weights_U) for row in rows]
     if any(row.zero_UT2P is not None for row in rows):
         halves += [(rows[i].zero_UT2P, rows[i].weights_U) for i in guided]
-    users = first.new_zeros(len(halves), most, *first.shape[1:])
-    weights = first.new_zeros(len(halves), most, dtype=torch.float32)
+    B = rows[0].stage.bucket(len(halves))
+    users = first.new_zeros(B, most, *first.shape[1:])
+    weights = first.new_zeros(B, most, dtype=torch.float32)
     for i, (own, weight) in enumerate(halves):
         if own is not None:
             users[i, : len(own)] = own

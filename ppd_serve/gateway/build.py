@@ -14,6 +14,7 @@ from ppd_serve.gateway.drawing import Easel
 from ppd_serve.gateway.export import ExportService
 from ppd_serve.gateway.feed import Feed
 from ppd_serve.gateway.feedback import FeedbackService
+from ppd_serve.gateway.full import Full
 from ppd_serve.gateway.generations import DrawingService
 from ppd_serve.gateway.idempotency import IdempotencyKeys
 from ppd_serve.gateway.images import ImageService
@@ -44,6 +45,7 @@ def build_services(
     access: Access,
     encode_wait_s: float,
     drain_s: float,
+    lone_diffuser: bool = True,
 ) -> Services:
     """The store is closed when the services stop: once what is being drawn is finished, or after
     ``drain_s``."""
@@ -58,7 +60,15 @@ def build_services(
     tastes = Tastes(store, db, tasks, jobs, encoder, index, feed, space, encode_wait_s, meters)
     unread = Unread(store, db, tasks, tastes)
     records = Records(store, db, tasks, release.name)
-    easel = Easel(jobs, Blends(store, db, tastes), records, diffuser, release.name, meters)
+    easel = Easel(
+        jobs,
+        Blends(store, db, tastes),
+        records,
+        diffuser,
+        release.name,
+        meters,
+        Full(lone_diffuser),
+    )
     preferences = PreferenceService(
         store, db, decoders, tasks, idempotency_keys, tastes, unread, feed, jobs
     )

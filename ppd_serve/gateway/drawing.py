@@ -73,10 +73,11 @@ class Easel:
         diffuser: DiffuserPort,
         release: str,
         meters: Meters,
+        full: Full,
     ) -> None:
         self._jobs, self._blends, self._records = jobs, blends, records
         self._diffuser, self._release, self._meters = diffuser, release, meters
-        self._full = Full()
+        self._full = full
         self.live: dict[tuple[str, str], Drawing] = {}
 
     async def draw(self, project: str, drawing: Drawing) -> Drawn:

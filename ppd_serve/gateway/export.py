@@ -58,7 +58,7 @@ def archive(store: Store, user: User) -> Iterator[bytes]:
         about = {"user_id": user.user_id, "created": user.created, "pairs_total": user.pairs_total}
         files.writestr(_member("user.json"), _line(about), ZIP_DEFLATED)
         for name, pages in _records(store, user).items():
-            with files.open(_member(f"{name}.jsonl", ZIP_DEFLATED), "w") as file:
+            with files.open(_member(f"{name}.jsonl", ZIP_DEFLATED), "w", force_zip64=True) as file:
                 for page in pages:
                     for told in page:
                         file.write(_line(told))

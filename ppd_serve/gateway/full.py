@@ -16,17 +16,18 @@ SECONDS = 0.25  # less than who was refused is told to wait
 
 
 class Full:
-    """``clock``: seconds, from any zero."""
+    """Of ``lone`` diffuser: where there are several, one that is full says nothing of the others.
+    ``clock``: seconds, from any zero."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, lone: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lone, self._clock = lone, clock
         self._until = clock()
         self._pictures = 0
         self._why = QueueFull()
 
     def check(self, pictures: int) -> None:
         """Raises the ``QueueFull`` that as many pictures, or fewer, were just answered with."""
-        if self._clock() < self._until and pictures >= self._pictures:
+        if self._lone and self._clock() < self._until and pictures >= self._pictures:
             raise QueueFull(self._why.detail, retry_after=self._why.retry_after)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,4 +117,10 @@ def test_compiled_blocks_see_few_batch_sizes_and_every_user(
     lonely = [draw(release, backbone, [request])[0] for request in wanted]
     assert np.allclose(lonely, expected, atol=1e-4)
     assert sizes[2:] == [2, 2, 2, 2, 1, 1]
+    # Three and four with two users each are one form, which the mixed batch of three was, too.
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    for count in (3, 4):
+        draw(release, backbone, [replace(wanted[1], seed=seed) for seed in range(count)])
+    assert stats["unique_graphs"] == before > 0
     torch._dynamo.reset()

@@ -37,6 +37,12 @@ def test_other_failures_say_nothing_of_the_queue() -> None:
     full.check(1)
 
 
+def test_of_several_diffusers_one_says_nothing_of_the_others() -> None:
+    full = Full(lone=False, clock=lambda: 0.0)
+    refused(full, 4)
+    full.check(4)
+
+
 async def test_a_full_diffuser_is_not_asked_again_at_once(server: Services, house: House) -> None:
     house.diffuser.error = QueueFull(retry_after=3)
     for _ in range(5):

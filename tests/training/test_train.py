@@ -49,6 +49,16 @@ def training(how: Recipe, *, awake: bool = False) -> PreferenceTraining:
     return PreferenceTraining(how, choices, policy)
 
 
+@pytest.mark.parametrize("conditioning", ["none", "user"])
+def test_what_is_trained_is_float32_beside_a_halved_base(conditioning: Conditioning) -> None:
+    """A step of AdamW at 1e-5 is lost on most weights in bf16."""
+    backbone = planted_backbone()
+    backbone.denoiser.to(torch.bfloat16)
+    shape = planted_choices(planted_backbone()).embedding_shape
+    policy = Policy(backbone, weights="adapter", conditioning=conditioning, embedding_shape=shape)
+    assert {parameter.dtype for parameter in named(policy).values()} == {torch.float32}
+
+
 def named(policy: Policy) -> dict[str, torch.nn.Parameter]:
     return {
         f"{part}.{name}": parameter
