@@ -12,6 +12,12 @@ from training.studio_commands import DEFAULT_RELEASE, TO_BE_CONTINUED, WORK, stu
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(studio)
 
+EncoderDtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option(help="The encoder's, as the server's settings have it."),
+]
+EncoderBits = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Likewise.")]
+
 
 @app.command()
 def prepare(
@@ -32,6 +38,8 @@ def prepare(
     ] = None,
     most_pairs: Annotated[int, typer.Option(help="Of one person.")] = 20,
     device: str = "cpu",
+    dtype: EncoderDtype = "float32",
+    quantisation: EncoderBits = None,
     workers: Annotated[int, typer.Option(help="Processes that read with the VLM.")] = 1,
 ) -> None:
     """Compute once what training needs of a file of choices, or of a server's choices and likes:
@@ -41,7 +49,8 @@ def prepare(
     _one_source(rows, database, blobs)
     for line in prepare_splits(
         out, release, rows=rows, revision=revision, database=database, blobs=blobs, clip=clip,
-        relabel_by=relabel_by, most_pairs=most_pairs, device=device, workers=workers,
+        relabel_by=relabel_by, most_pairs=most_pairs, device=device, dtype=dtype,
+        quantisation=quantisation, workers=workers,
     ):  # fmt: skip
         typer.echo(line)
 
@@ -182,15 +191,19 @@ def fit_questions(
     per_user: Annotated[int, typer.Option(min=2, help="Choices that are used of everybody.")] = 8,
     pictures: Annotated[int, typer.Option(help="Drawn to learn how pictures answer.")] = 320,
     device: str = "cpu",
+    dtype: EncoderDtype = "float32",
+    quantisation: EncoderBits = None,
 ) -> None:
     """Let a release ask questions of its own: fit whose answers would tell most, from choices."""
     from ppd_serve.release import load_release
     from training.data.choices import Skipped
     from training.data.pickapic import PickAPic
+    from training.data.served import refuse_other_space
     from training.questions import fit_questioner, ship, states_of_choices
 
     found, skipped = load_release(release), Skipped()
-    encoder = found.load_encoder(device=device)
+    refuse_other_space(found, dtype, quantisation)
+    encoder = found.load_encoder(device=device, dtype=dtype, quantisation=quantisation)
     choices = PickAPic(rows, revision).choices(skipped, users="train", least_pairs=per_user)
     seen = states_of_choices(encoder, choices, per_user)
     ship(release, fit_questioner(found, encoder, *seen, pictures=pictures, device=device))
@@ -210,11 +223,8 @@ def fit_transform(
     directions: Annotated[int, typer.Option(min=1, help="Numbers in an embedding's row.")] = 16,
     readings: Annotated[int, typer.Option(min=2, help="Of everybody, four choices each.")] = 2,
     device: str = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="As the server's settings will have it."),
-    ] = "float32",
-    quantisation: Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Likewise.")] = None,
+    dtype: EncoderDtype = "float32",
+    quantisation: EncoderBits = None,
 ) -> None:
     """Fit what makes a VLM's states an embedding, on people's choices; before anything is trained.
 

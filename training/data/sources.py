@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
+from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import load_release
 from training.data.choices import Choice, Skipped
 from training.data.live import live_choices
@@ -50,6 +51,8 @@ def prepare_splits(
     relabel_by: str | None,
     most_pairs: int,
     device: str,
+    dtype: str,
+    quantisation: Quantisation | None,
     workers: int,
 ) -> Iterator[str]:
     """Write ``out/train``, ``out/dev`` and ``out/test``, no person in two of them; yields a line
@@ -77,8 +80,9 @@ def prepare_splits(
                 verdicts = live_feedback(database, blobs, judged, users=split)
             try:
                 found = prepare(
-                    choices, load_release(release), out / split, device=device,
-                    closeness=closeness, workers=workers, skipped=skipped, verdicts=verdicts,
+                    choices, load_release(release), out / split, device=device, dtype=dtype,
+                    quantisation=quantisation, closeness=closeness, workers=workers,
+                    skipped=skipped, verdicts=verdicts,
                 )  # fmt: skip
             except ValueError as nothing:
                 if split == "train":

@@ -1,0 +1,55 @@
+"""What is prepared is read as the server will read, fits into memory, and is never a former set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ppd_serve.errors import ReleaseError
+from ppd_serve.preferences.embedding_space import embedding_space
+from ppd_serve.release import Release, write_release
+from tests.tiny_release import make_tiny_release
+from tests.training.shards import row
+from training.__main__ import app
+from training.data.choices import choice_of
+from training.data.prepare import prepare
+
+CHOICES = [choice_of(row(number)) for number in range(4)]  # of one person: one reading
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """Its embeddings are those of an encoder in bfloat16."""
+    made = make_tiny_release(tmp_path_factory.mktemp("release"))
+    space = embedding_space(made.path / "encoder", dtype="bfloat16", quantisation=None)
+    return write_release(made.path, made.manifest.model_copy(update={"embedding_space": space}))
+
+
+def test_an_encoder_that_reads_otherwise_is_refused(release: Release, tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match=r"in float32 is .* dtype and quantisation must be"):
+        prepare(CHOICES[:1], release, tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # before any picture was looked at
+    told = CliRunner().invoke(
+        app, ["fit-questions", "--release", str(release.path), "--rows", str(tmp_path)]
+    )
+    assert isinstance(told.exception, ReleaseError) and "dtype" in str(told.exception)
+
+
+def test_a_vlm_without_a_transform_is_named(release: Release, tmp_path: Path) -> None:
+    other = make_tiny_release(tmp_path / "release")
+    (other.path / "encoder" / "transform.safetensors").unlink()
+    bare = other.manifest.model_copy(update={"embedding_space": None, "embedding_shape": None})
+    with pytest.raises(ReleaseError, match="no transform"):
+        prepare(CHOICES[:1], write_release(other.path, bare), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_readings_are_what_the_server_would_read(release: Release, tmp_path: Path) -> None:
+    found = prepare(CHOICES, release, tmp_path, dtype="bfloat16")
+    pairs = [choice.pair for choice in CHOICES]
+    served = release.load_encoder(dtype="bfloat16").embed(pairs).embedding
+    np.testing.assert_allclose(found.readings[0], served, atol=1e-5)
+    assert np.abs(found.readings[0] - release.load_encoder().embed(pairs).embedding).max() > 1e-4
