@@ -68,6 +68,9 @@ def train(
     work: Path = WORK,
     steps: int | None = None,
     batch: int | None = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Of these, in one forward; changes memory alone.")
+    ] = None,
     seed: int | None = None,
     bf16: bool | None = None,
     device: str = "cpu",
@@ -85,7 +88,9 @@ def train(
     from training.run import Job, train_on_ray
     from training.run import train as run
 
-    chosen = {"steps": steps, "batch": batch, "seed": seed, "bf16": bf16}
+    chosen = {
+        "steps": steps, "batch": batch, "micro_batch": micro_batch, "seed": seed, "bf16": bf16,
+    }  # fmt: skip
     try:
         how = named(
             recipe, objective, conditioning, **{k: v for k, v in chosen.items() if v is not None}

@@ -77,9 +77,7 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
     if not len(unseen):
         return None
     plain = {"embedding_noise": 0.0, "known_until": None, "empty_prompts": 0.0}
-    how = job.recipe.model_copy(
-        update={**plain, "batch": min(32, job.recipe.batch), "micro_batch": None}
-    )
+    how = job.recipe.model_copy(update={**plain, "batch": min(32, job.recipe.batch)})
     batches = int(np.clip(_DRAWS * len(unseen) // how.batch, *HELD_OUT_BATCHES))
     found = improvements(PreferenceTraining(how, unseen, policy), batches)
     mean, low, high = bootstrap_mean(np.array([gain for gain, _ in found]))
