@@ -29,6 +29,7 @@ def prepare(
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     database: Annotated[str | None, typer.Option(help="A server's database URL instead.")] = None,
     blobs: Annotated[str | None, typer.Option(help="And where it keeps its pictures.")] = None,
+    project: Annotated[str, typer.Option(help="Of a database: its keys' project.")] = "default",
     release: Path = DEFAULT_RELEASE,
     clip: Annotated[
         str | None, typer.Option(help="CLIPModel whose space says what is near (RPO).")
@@ -48,9 +49,9 @@ def prepare(
 
     _one_source(rows, database, blobs)
     for line in prepare_splits(
-        out, release, rows=rows, revision=revision, database=database, blobs=blobs, clip=clip,
-        relabel_by=relabel_by, most_pairs=most_pairs, device=device, dtype=dtype,
-        quantisation=quantisation, workers=workers,
+        out, release, rows=rows, revision=revision, database=database, blobs=blobs,
+        project=project, clip=clip, relabel_by=relabel_by, most_pairs=most_pairs, device=device,
+        dtype=dtype, quantisation=quantisation, workers=workers,
     ):  # fmt: skip
         typer.echo(line)
 
@@ -225,6 +226,7 @@ def fit_transform(
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     database: Annotated[str | None, typer.Option(help="A server's database URL instead.")] = None,
     blobs: Annotated[str | None, typer.Option(help="And where it keeps its pictures.")] = None,
+    project: Annotated[str, typer.Option(help="Of a database: its keys' project.")] = "default",
     directions: Annotated[int, typer.Option(min=1, help="Numbers in an embedding's row.")] = 16,
     readings: Annotated[int, typer.Option(min=2, help="Of everybody, four choices each.")] = 2,
     device: str = "cpu",
@@ -244,7 +246,9 @@ def fit_transform(
 
     how: dict[str, Any] = {"dtype": dtype, "quantisation": quantisation}
     encoder = encoder_to_fit(load_release(release), device=device, **how)
-    source = choices_of(rows, revision, database, blobs, least_pairs=readings * READ_AT_ONCE)
+    source = choices_of(
+        rows, revision, database, blobs, project=project, least_pairs=readings * READ_AT_ONCE
+    )
     skipped = Skipped()
     seen = states_of_people(encoder, source(skipped, "train"), readings)
     transform = fit(seen, directions)

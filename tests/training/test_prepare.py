@@ -11,11 +11,15 @@ from typer.testing import CliRunner
 from ppd_serve.errors import ReleaseError
 from ppd_serve.preferences.embedding_space import embedding_space
 from ppd_serve.release import Release, write_release
+from ppd_serve.storage.store import NewImage, NewPair
+from tests.storage.places import Place
 from tests.tiny_release import make_tiny_release
-from tests.training.shards import row
+from tests.training.shards import picture, row
 from training.__main__ import app
-from training.data.choices import choice_of
+from training.data.choices import Skipped, choice_of
 from training.data.prepare import prepare
+from training.data.readings import split_of
+from training.data.sources import choices_of
 
 CHOICES = [choice_of(row(number)) for number in range(4)]  # of one person: one reading
 
@@ -53,3 +57,16 @@ def test_readings_are_what_the_server_would_read(release: Release, tmp_path: Pat
     served = release.load_encoder(dtype="bfloat16").embed(pairs).embedding
     np.testing.assert_allclose(found.readings[0], served, atol=1e-5)
     assert np.abs(found.readings[0] - release.load_encoder().embed(pairs).embedding).max() > 1e-4
+
+
+def test_a_server_keeps_choices_by_project(tmp_path: Path) -> None:
+    at = Place(f"sqlite:///{tmp_path}/ppd.db", str(tmp_path / "blobs"))
+    store, sides = at.open(), (NewImage(picture(n), "image/jpeg", 16, 16) for n in (0, 1))
+    store.add_pairs("my-app", "ann", [NewPair("a fox", *sides)])
+    store.close()
+
+    def found(project: str) -> list[str]:
+        source = choices_of(None, None, at.database_url, at.blob_url, project=project)
+        return [choice.user for choice in source(Skipped(), split_of("my-app/ann"))]
+
+    assert found("my-app") == ["my-app/ann"] and found("default") == []
