@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ppd_serve.errors import ReleaseError
@@ -17,7 +19,7 @@ from tests.tiny_release import make_tiny_release
 from tests.training.shards import picture, row
 from training.__main__ import app
 from training.data.choices import Skipped, choice_of
-from training.data.prepare import prepare
+from training.data.prepare import _text, prepare
 from training.data.readings import split_of
 from training.data.sources import choices_of
 
@@ -57,6 +59,26 @@ def test_readings_are_what_the_server_would_read(release: Release, tmp_path: Pat
     served = release.load_encoder(dtype="bfloat16").embed(pairs).embedding
     np.testing.assert_allclose(found.readings[0], served, atol=1e-5)
     assert np.abs(found.readings[0] - release.load_encoder().embed(pairs).embedding).max() > 1e-4
+
+
+def test_of_the_prompts_states_only_one_is_on_the_device() -> None:
+    class Halved:
+        """A backbone's text in half precision; says how many of its states are still held."""
+
+        def __init__(self) -> None:
+            self.made: list[weakref.ref[torch.Tensor]] = []
+            self.most = 0
+
+        def encode(self, prompt: str | None) -> dict[str, torch.Tensor]:
+            self.most = max(self.most, sum(state() is not None for state in self.made))
+            state = torch.full((1, 2), len(prompt or ""), dtype=torch.bfloat16)
+            self.made.append(weakref.ref(state))
+            return {"states": state}
+
+    backbone = Halved()
+    found = _text(backbone, ["a", "abc", "ab", None])  # type: ignore[arg-type]
+    assert backbone.most <= 1
+    assert found["states"].tolist() == [[1, 1], [3, 3], [2, 2], [0, 0]]
 
 
 def test_a_server_keeps_choices_by_project(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def prepare(
     states, reading_user, read_in = _read(prepared, release, how, workers)
     (out / _CHUNKS).unlink(missing_ok=True)
     prompts = list(prepared.prompts)
-    text = {k: v.float().cpu().numpy() for k, v in _text(backbone, [*prompts, None]).items()}
+    text = {k: v.numpy() for k, v in _text(backbone, [*prompts, None]).items()}
     found = ChoiceSet(
         user=np.array(prepared.user), prompt=np.array(prepared.prompt),
         preferred=np.array(prepared.preferred), rejected=np.array(prepared.rejected),
@@ -260,5 +260,9 @@ def ray_here(workers: int) -> Iterator[None]:
 
 
 def _text(backbone: Backbone, prompts: list[str | None]) -> dict[str, torch.Tensor]:
-    states = [backbone.encode(p) for p in track(prompts, description="prompts")]
+    """Float32 and in main memory as they are made: of SDXL, hundreds of prompts fill a GPU."""
+    states = [
+        {key: state.float().cpu() for key, state in backbone.encode(prompt).items()}
+        for prompt in track(prompts, description="prompts")
+    ]
     return {key: torch.cat([s[key] for s in states]) for key in states[0]}
