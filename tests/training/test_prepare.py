@@ -18,6 +18,7 @@ from tests.storage.places import Place
 from tests.tiny_release import make_tiny_release
 from tests.training.shards import picture, row
 from training.__main__ import app
+from training.data.choice_set import ChoiceSet
 from training.data.choices import Skipped, choice_of
 from training.data.prepare import _text, prepare
 from training.data.readings import split_of
@@ -79,6 +80,33 @@ def test_of_the_prompts_states_only_one_is_on_the_device() -> None:
     found = _text(backbone, ["a", "abc", "ab", None])  # type: ignore[arg-type]
     assert backbone.most <= 1
     assert found["states"].tolist() == [[1, 1], [3, 3], [2, 2], [0, 0]]
+
+
+def test_a_set_is_what_was_saved_last(tmp_path: Path) -> None:
+    one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+    plain = {name: one for name in ("user", "prompt", "preferred", "rejected", "read_in")}
+    latents, text = np.zeros((1, 4, 4, 4), np.float32), np.zeros((2, 3, 5), np.float32)
+    read = {"readings": np.zeros((0, 1, 2), np.float32), "reading_user": none}
+
+    def saved(**more: object) -> ChoiceSet:
+        ChoiceSet(**plain, latents=latents, **read, reading_pairs=none, **more).save(tmp_path)  # type: ignore[arg-type]
+        return ChoiceSet.load(tmp_path)
+
+    before = saved(
+        text={"states": text, "pooled": text}, judged=np.array([[0, 0, 0, 1]]), weight=one
+    )
+    assert before.judged is not None and before.weight is not None
+    after = saved(text={"states": text})
+    assert after.judged is None and after.weight is None and set(after.text) == {"states"}
+
+
+def test_where_nobody_is_left_no_former_set_is_found(release: Release, tmp_path: Path) -> None:
+    prepare(CHOICES[:1], release, tmp_path, dtype="bfloat16")
+    assert len(ChoiceSet.load(tmp_path)) == 1
+    with pytest.raises(ValueError, match="not one choice"):
+        prepare([], release, tmp_path, dtype="bfloat16")
+    with pytest.raises(FileNotFoundError):
+        ChoiceSet.load(tmp_path)
 
 
 def test_a_server_keeps_choices_by_project(tmp_path: Path) -> None:

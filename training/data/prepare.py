@@ -24,7 +24,7 @@ from ppd_serve.preferences.load import load_encoder
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release
-from training.data.choice_set import ChoiceSet
+from training.data.choice_set import ABOUT, ChoiceSet
 from training.data.choices import Choice, Skipped
 from training.data.closeness import unit
 from training.data.live_feedback import Verdict
@@ -63,6 +63,7 @@ def prepare(
     """
     refuse_other_space(release, dtype, quantisation)
     out.mkdir(parents=True, exist_ok=True)
+    (out / ABOUT).unlink(missing_ok=True)  # until it is written again, no set is here
     backbone = release.load_backbone(device)
     prepared = _Streamed(backbone, release.defaults.sizes[0], out, closeness)
     for choice in track(choices, description="pictures"):
