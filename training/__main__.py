@@ -12,6 +12,12 @@ from training.studio_commands import DEFAULT_RELEASE, TO_BE_CONTINUED, WORK, stu
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(studio)
 
+EncoderDtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option(help="The encoder's, as the server's settings have it."),
+]
+EncoderBits = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Likewise.")]
+
 
 @app.command()
 def prepare(
@@ -23,6 +29,7 @@ def prepare(
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     database: Annotated[str | None, typer.Option(help="A server's database URL instead.")] = None,
     blobs: Annotated[str | None, typer.Option(help="And where it keeps its pictures.")] = None,
+    project: Annotated[str, typer.Option(help="Of a database: its keys' project.")] = "default",
     release: Path = DEFAULT_RELEASE,
     clip: Annotated[
         str | None, typer.Option(help="CLIPModel whose space says what is near (RPO).")
@@ -32,6 +39,8 @@ def prepare(
     ] = None,
     most_pairs: Annotated[int, typer.Option(help="Of one person.")] = 20,
     device: str = "cpu",
+    dtype: EncoderDtype = "float32",
+    quantisation: EncoderBits = None,
     workers: Annotated[int, typer.Option(help="Processes that read with the VLM.")] = 1,
 ) -> None:
     """Compute once what training needs of a file of choices, or of a server's choices and likes:
@@ -40,8 +49,9 @@ def prepare(
 
     _one_source(rows, database, blobs)
     for line in prepare_splits(
-        out, release, rows=rows, revision=revision, database=database, blobs=blobs, clip=clip,
-        relabel_by=relabel_by, most_pairs=most_pairs, device=device, workers=workers,
+        out, release, rows=rows, revision=revision, database=database, blobs=blobs,
+        project=project, clip=clip, relabel_by=relabel_by, most_pairs=most_pairs, device=device,
+        dtype=dtype, quantisation=quantisation, workers=workers,
     ):  # fmt: skip
         typer.echo(line)
 
@@ -59,6 +69,9 @@ def train(
     work: Path = WORK,
     steps: int | None = None,
     batch: int | None = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Of these, in one forward; changes memory alone.")
+    ] = None,
     seed: int | None = None,
     bf16: bool | None = None,
     device: str = "cpu",
@@ -76,7 +89,9 @@ def train(
     from training.run import Job, train_on_ray
     from training.run import train as run
 
-    chosen = {"steps": steps, "batch": batch, "seed": seed, "bf16": bf16}
+    chosen = {
+        "steps": steps, "batch": batch, "micro_batch": micro_batch, "seed": seed, "bf16": bf16,
+    }  # fmt: skip
     try:
         how = named(
             recipe, objective, conditioning, **{k: v for k, v in chosen.items() if v is not None}
@@ -182,15 +197,19 @@ def fit_questions(
     per_user: Annotated[int, typer.Option(min=2, help="Choices that are used of everybody.")] = 8,
     pictures: Annotated[int, typer.Option(help="Drawn to learn how pictures answer.")] = 320,
     device: str = "cpu",
+    dtype: EncoderDtype = "float32",
+    quantisation: EncoderBits = None,
 ) -> None:
     """Let a release ask questions of its own: fit whose answers would tell most, from choices."""
     from ppd_serve.release import load_release
     from training.data.choices import Skipped
     from training.data.pickapic import PickAPic
+    from training.data.served import refuse_other_space
     from training.questions import fit_questioner, ship, states_of_choices
 
     found, skipped = load_release(release), Skipped()
-    encoder = found.load_encoder(device=device)
+    refuse_other_space(found, dtype, quantisation)
+    encoder = found.load_encoder(device=device, dtype=dtype, quantisation=quantisation)
     choices = PickAPic(rows, revision).choices(skipped, users="train", least_pairs=per_user)
     seen = states_of_choices(encoder, choices, per_user)
     ship(release, fit_questioner(found, encoder, *seen, pictures=pictures, device=device))
@@ -207,14 +226,12 @@ def fit_transform(
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     database: Annotated[str | None, typer.Option(help="A server's database URL instead.")] = None,
     blobs: Annotated[str | None, typer.Option(help="And where it keeps its pictures.")] = None,
+    project: Annotated[str, typer.Option(help="Of a database: its keys' project.")] = "default",
     directions: Annotated[int, typer.Option(min=1, help="Numbers in an embedding's row.")] = 16,
     readings: Annotated[int, typer.Option(min=2, help="Of everybody, four choices each.")] = 2,
     device: str = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="As the server's settings will have it."),
-    ] = "float32",
-    quantisation: Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Likewise.")] = None,
+    dtype: EncoderDtype = "float32",
+    quantisation: EncoderBits = None,
 ) -> None:
     """Fit what makes a VLM's states an embedding, on people's choices; before anything is trained.
 
@@ -229,7 +246,9 @@ def fit_transform(
 
     how: dict[str, Any] = {"dtype": dtype, "quantisation": quantisation}
     encoder = encoder_to_fit(load_release(release), device=device, **how)
-    source = choices_of(rows, revision, database, blobs, least_pairs=readings * READ_AT_ONCE)
+    source = choices_of(
+        rows, revision, database, blobs, project=project, least_pairs=readings * READ_AT_ONCE
+    )
     skipped = Skipped()
     seen = states_of_people(encoder, source(skipped, "train"), readings)
     transform = fit(seen, directions)

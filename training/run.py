@@ -72,16 +72,22 @@ def train(job: Job) -> bool:
 
 def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | None:
     """The objective's own measure on choices of people that no training saw: how far the loss fell
-    below the base's on the same draws, with its interval over batches."""
-    unseen = _choices(job, release, "dev")
+    below the base's on the same draws, with its interval over batches. None where nobody, or too
+    little of what the objective compares, is left to measure it on."""
+    try:
+        unseen = _choices(job, release, "dev")
+    except FileNotFoundError:  # `prepare` found nobody for it
+        return None
     if not len(unseen):
         return None
     plain = {"embedding_noise": 0.0, "known_until": None, "empty_prompts": 0.0}
-    how = job.recipe.model_copy(
-        update={**plain, "batch": min(32, job.recipe.batch), "micro_batch": None}
-    )
+    how = job.recipe.model_copy(update={**plain, "batch": min(32, job.recipe.batch)})
     batches = int(np.clip(_DRAWS * len(unseen) // how.batch, *HELD_OUT_BATCHES))
-    found = improvements(PreferenceTraining(how, unseen, policy), batches)
+    try:
+        measured = PreferenceTraining(how, unseen, policy)
+    except ValueError:  # kto: these few people liked all they saw, or nothing
+        return None
+    found = improvements(measured, batches)
     mean, low, high = bootstrap_mean(np.array([gain for gain, _ in found]))
     stats = {k: float(np.mean([s[k] for _, s in found])) for k in found[0][1]}
     return {"improvement": {"mean": mean, "low": low, "high": high}, **stats,

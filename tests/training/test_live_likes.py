@@ -34,22 +34,22 @@ def image(seed: int) -> NewImage:
     return NewImage(picture(seed), "image/jpeg", 16, 16)
 
 
-def people(split: str, count: int) -> list[str]:
+def people(split: str, count: int, project: str) -> list[str]:
     names = (f"user-{number}" for number in range(1000))
-    return [name for name in names if split_of(f"{P}/{name}") == split][:count]
+    return [name for name in names if split_of(f"{project}/{name}") == split][:count]
 
 
-def live_with(at: Place, store: Store, user_id: str, seed: int) -> None:
+def live_with(at: Place, store: Store, user_id: str, seed: int, project: str = P) -> None:
     """Prefers one picture over another, then dislikes it; likes one that was drawn alone."""
-    drawn = [store.create_generation(P, {"prompt": prompt}) for prompt in ("a fox", "a sea")]
+    drawn = [store.create_generation(project, {"prompt": prompt}) for prompt in ("a fox", "a sea")]
     won, alone = (
-        store.add_image(P, image(seed + n), "generated", one.generation_id).image_id
+        store.add_image(project, image(seed + n), "generated", one.generation_id).image_id
         for n, one in enumerate(drawn)
     )
-    store.add_pairs(P, user_id, [NewPair("a fox", won, image(seed + 2))])
-    store.put_feedback(P, user_id, won, liked=False)
+    store.add_pairs(project, user_id, [NewPair("a fox", won, image(seed + 2))])
+    store.put_feedback(project, user_id, won, liked=False)
     at.clock.pass_hours(0.1)
-    store.put_feedback(P, user_id, alone, liked=True)
+    store.put_feedback(project, user_id, alone, liked=True)
 
 
 @pytest.fixture
@@ -138,11 +138,11 @@ def test_a_servers_likes_come_to_training_by_the_commands(
 ) -> None:
     store = at.open()
     for split in ("train", "dev"):
-        for number, name in enumerate(people(split, 3)):
-            live_with(at, store, name, 100 * number + len(split))
+        for number, name in enumerate(people(split, 3, "my-app")):
+            live_with(at, store, name, 100 * number + len(split), "my-app")
     store.close()
     said = called(
-        "prepare", "--database", at.database_url, "--blobs", at.blob_url,
+        "prepare", "--database", at.database_url, "--blobs", at.blob_url, "--project", "my-app",
         "--release", release.path, "--out", tmp_path / "data",
     )  # fmt: skip
     assert said.count("6 likes and dislikes, 0 skipped") == 2

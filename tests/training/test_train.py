@@ -140,6 +140,20 @@ def test_the_size_of_a_forward_changes_nothing(objective: Objective) -> None:
         torch.testing.assert_close(whole[name], parted[name], atol=1e-10, rtol=1e-8)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nor_does_it_in_what_is_measured(objective: Objective) -> None:
+    whole, parted = (
+        training(recipe(objective, "user", micro_batch=size), awake=True) for size in (None, 2)
+    )
+    sizes: list[int] = []
+    parted.policy.backbone.denoiser.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
+    found, expected = improvements(parted, 2), improvements(whole, 2)
+    assert [gain for gain, _ in found] == pytest.approx([gain for gain, _ in expected], abs=1e-10)
+    assert max(sizes) == (4 if objective in ("dpo", "rpo") else 2)  # pictures of two samples
+
+
 @pytest.mark.parametrize("conditioning", ["none", "user"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_improves_on_the_base(

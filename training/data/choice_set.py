@@ -19,6 +19,7 @@ from torch import Tensor
 
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
+ABOUT = "about.json"  # written last: a directory without it holds no whole set
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,24 @@ class ChoiceSet:
         return torch.from_numpy(1 - cosine.astype(np.float32))
 
     def save(self, directory: Path) -> None:
-        """Write the arrays beside those already there (``prepare`` streams the large ones)."""
+        """Write the arrays, and leave none of a set that was here before."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             if (value := getattr(self, name)) is not None:
                 np.save(directory / f"{name}.npy", value)
+            else:
+                (directory / f"{name}.npy").unlink(missing_ok=True)
+        for path in directory.glob("text-*.npy"):
+            if path.stem.removeprefix("text-") not in self.text:
+                path.unlink()
         for key, value in self.text.items():
             np.save(directory / f"text-{key}.npy", value)
-        (directory / "about.json").write_text(json.dumps(self.about, indent=1) + "\n")
+        (directory / ABOUT).write_text(json.dumps(self.about, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> ChoiceSet:
         """A saved set; the large arrays stay on disk. FileNotFoundError if there is none."""
-        found: dict[str, Any] = {"about": json.loads((directory / "about.json").read_text())}
+        found: dict[str, Any] = {"about": json.loads((directory / ABOUT).read_text())}
         for name in _ARRAYS:
             if (path := directory / f"{name}.npy").exists():
                 found[name] = np.load(path, mmap_mode="r" if name == "latents" else None)

@@ -22,12 +22,14 @@ from rich.progress import track
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.preferences.load import load_encoder
 from ppd_serve.preferences.pairs import Pair
+from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release
-from training.data.choice_set import ChoiceSet
+from training.data.choice_set import ABOUT, ChoiceSet
 from training.data.choices import Choice, Skipped
 from training.data.closeness import unit
 from training.data.live_feedback import Verdict
 from training.data.readings import READ_AT_ONCE
+from training.data.served import refuse_other_space
 
 Array = NDArray[np.float32]
 _AT_ONCE = 16
@@ -46,17 +48,22 @@ def prepare(
     out: Path,
     *,
     device: str = "cpu",
+    dtype: str = "float32",
+    quantisation: Quantisation | None = None,
     closeness: Closeness | None = None,
     workers: int = 1,
     skipped: Skipped | None = None,
     verdicts: Iterable[Verdict] = (),
 ) -> ChoiceSet:
     """Write the choice set to ``out`` and load it. ValueError if there was not one choice.
-    ``verdicts``: what the same people said of single pictures.
+    ``verdicts``: what the same people said of single pictures. ``dtype`` and ``quantisation``: the
+    encoder's, as the release's server has them; ReleaseError if they make another embedding space.
 
     Without ``closeness``, nearness (RPO) is measured in the backbone's own text states and latents.
     """
+    refuse_other_space(release, dtype, quantisation)
     out.mkdir(parents=True, exist_ok=True)
+    (out / ABOUT).unlink(missing_ok=True)  # until it is written again, no set is here
     backbone = release.load_backbone(device)
     prepared = _Streamed(backbone, release.defaults.sizes[0], out, closeness)
     for choice in track(choices, description="pictures"):
@@ -66,10 +73,11 @@ def prepare(
     prepared.finish()
     if not prepared.user:
         raise ValueError("rows: not one choice to train on")
-    states, reading_user, read_in = _read(prepared, release, device, workers)
+    how = {"device": device, "dtype": dtype, "quantisation": quantisation}
+    states, reading_user, read_in = _read(prepared, release, how, workers)
     (out / _CHUNKS).unlink(missing_ok=True)
     prompts = list(prepared.prompts)
-    text = {k: v.float().cpu().numpy() for k, v in _text(backbone, [*prompts, None]).items()}
+    text = {k: v.numpy() for k, v in _text(backbone, [*prompts, None]).items()}
     found = ChoiceSet(
         user=np.array(prepared.user), prompt=np.array(prepared.prompt),
         preferred=np.array(prepared.preferred), rejected=np.array(prepared.rejected),
@@ -196,9 +204,9 @@ class _Streamed:
 class ReadChunks:
     """A Ray Data worker: one VLM, and the embedding of every chunk it is given."""
 
-    def __init__(self, encoder: str, device: str) -> None:
+    def __init__(self, encoder: str, how: dict[str, Any]) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-        self.encoder = load_encoder(encoder, device=device)
+        self.encoder = load_encoder(encoder, **how)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         columns = zip(batch["prompts"], batch["preferred"], batch["rejected"], strict=True)
@@ -208,7 +216,7 @@ class ReadChunks:
 
 
 def _read(
-    prepared: _Streamed, release: Release, device: str, workers: int
+    prepared: _Streamed, release: Release, how: dict[str, Any], workers: int
 ) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
     """Readings ``[R, rows, dim]``, whose they are, and which of them saw each pair."""
     read_in = np.full(len(prepared.user), -1)
@@ -221,10 +229,10 @@ def _read(
     with ray_here(workers):
         read = ray.data.read_parquet(str(path)).map_batches(
             ReadChunks,
-            fn_constructor_args=(str(release.encoder_path.resolve()), device),
+            fn_constructor_args=(str(release.encoder_path.resolve()), how),
             batch_size=8,
             compute=ray.data.ActorPoolStrategy(size=workers),
-            num_gpus=1 if device == "cuda" else 0,
+            num_gpus=1 if how["device"] == "cuda" else 0,
         )
         found = sorted(read.take_all(), key=lambda row: int(row["pairs"][0]))
     for reading, row in enumerate(found):
@@ -253,5 +261,9 @@ def ray_here(workers: int) -> Iterator[None]:
 
 
 def _text(backbone: Backbone, prompts: list[str | None]) -> dict[str, torch.Tensor]:
-    states = [backbone.encode(p) for p in track(prompts, description="prompts")]
+    """Float32 and in main memory as they are made: of SDXL, hundreds of prompts fill a GPU."""
+    states = [
+        {key: state.float().cpu() for key, state in backbone.encode(prompt).items()}
+        for prompt in track(prompts, description="prompts")
+    ]
     return {key: torch.cat([s[key] for s in states]) for key in states[0]}

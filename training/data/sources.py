@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
+from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import load_release
+from ppd_serve.storage.values import DEFAULT_PROJECT
 from training.data.choices import Choice, Skipped
 from training.data.live import live_choices
 from training.data.live_feedback import Verdict, live_feedback
@@ -22,10 +24,12 @@ def choices_of(
     database: str | None,
     blobs: str | None,
     *,
+    project: str = DEFAULT_PROJECT,
     least_pairs: int = READ_AT_ONCE,
     most_pairs: int | None = None,
 ) -> Callable[[Skipped, Split], Iterator[Choice]]:
-    """The choices of a split's people, from a file or the hub (``rows``), or else from a server."""
+    """The choices of a split's people, from a file or the hub (``rows``), or else from a server's
+    ``project``."""
 
     def choices(skipped: Skipped, users: Split) -> Iterator[Choice]:
         if rows is not None:
@@ -33,7 +37,7 @@ def choices_of(
                 skipped, users=users, least_pairs=least_pairs, most_pairs=most_pairs
             )
         assert database is not None and blobs is not None
-        return live_choices(database, blobs, skipped, users=users)
+        return live_choices(database, blobs, skipped, project=project, users=users)
 
     return choices
 
@@ -46,10 +50,13 @@ def prepare_splits(
     revision: str | None,
     database: str | None,
     blobs: str | None,
+    project: str,
     clip: str | None,
     relabel_by: str | None,
     most_pairs: int,
     device: str,
+    dtype: str,
+    quantisation: Quantisation | None,
     workers: int,
 ) -> Iterator[str]:
     """Write ``out/train``, ``out/dev`` and ``out/test``, no person in two of them; yields a line
@@ -64,7 +71,7 @@ def prepare_splits(
 
         name, _, place = relabel_by.partition("=")
         scorer = load_scorer(name, place, device=device)
-    source = choices_of(rows, revision, database, blobs, most_pairs=most_pairs)
+    source = choices_of(rows, revision, database, blobs, project=project, most_pairs=most_pairs)
     with ray_here(workers):
         for split in get_args(Split):
             skipped = Skipped()
@@ -74,11 +81,12 @@ def prepare_splits(
             judged = Skipped()
             verdicts: Iterator[Verdict] = iter(())
             if database is not None and blobs is not None and scorer is None:
-                verdicts = live_feedback(database, blobs, judged, users=split)
+                verdicts = live_feedback(database, blobs, judged, project=project, users=split)
             try:
                 found = prepare(
-                    choices, load_release(release), out / split, device=device,
-                    closeness=closeness, workers=workers, skipped=skipped, verdicts=verdicts,
+                    choices, load_release(release), out / split, device=device, dtype=dtype,
+                    quantisation=quantisation, closeness=closeness, workers=workers,
+                    skipped=skipped, verdicts=verdicts,
                 )  # fmt: skip
             except ValueError as nothing:
                 if split == "train":
