@@ -76,7 +76,9 @@ def test_builds_from_a_directory_of_parts(parts: Path, published: Release) -> No
                "--example-prompt", "a cat on a hill at night")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert load_release(parts).manifest == published.manifest
-    assert f"embedding space {published.embedding_space} (float32)" in done.stdout
+    assert (
+        f"embedding space {published.embedding_space} (as before, at first float32)" in done.stdout
+    )
 
 
 def test_what_is_not_given_stays(release: Path, published: Release) -> None:
@@ -92,6 +94,22 @@ def test_how_the_encoder_is_run_is_part_of_the_space(release: Path, published: R
     bf16 = load_release(release).embedding_space
     assert ppd("build", release, "--dtype", "bfloat16", "--quantisation", "4bit").exit_code == 0
     assert len({bf16, load_release(release).embedding_space, published.embedding_space}) == 3
+
+
+def test_how_the_encoder_is_run_stays_while_the_encoder_does(release: Path) -> None:
+    assert ppd("build", release, "--dtype", "bfloat16", "--quantisation", "4bit").exit_code == 0
+    before = load_release(release).manifest
+    done = ppd("build", release, "--steps", "28")
+    assert done.exit_code == 0, done.output
+    after = load_release(release).manifest
+    assert after.embedding_space == before.embedding_space and after.defaults.steps == 28
+    assert after.embedding_shape == before.embedding_shape
+
+    with (release / "encoder/encoder.json").open("a") as file:
+        file.write("\n")
+    assert "the encoder has changed: say --dtype" in refused("build", release)
+    assert load_release(release).manifest == after
+    assert ppd("build", release, "--quantisation", "4bit").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -319,7 +337,7 @@ def test_what_a_change_means(release: Path, published: Release) -> None:
     manifest = json.loads((release / MANIFEST).read_text())
     del manifest["questions"]
     (release / MANIFEST).write_text(json.dumps(manifest))
-    assert ppd("build", release, "--steps", "5").exit_code == 0
+    assert ppd("build", release, "--steps", "5", "--dtype", "float32").exit_code == 0
 
     found = {each["what"]: each for each in told("diff", published.path, release)}
     assert set(found) == {
