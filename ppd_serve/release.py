@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from ppd_serve.diffusion.backbone import Backbone, empty_denoiser, load_backbone, refuse_pickles
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
-from ppd_serve.manifest import MANIFEST, Manifest, Source, is_commit, read_manifest
+from ppd_serve.manifest import MANIFEST, Manifest, Source, invalid, is_commit, read_manifest
 from ppd_serve.preferences.model_files import HubModel
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ def encoder_model(path: Path) -> HubModel | None:
         return HubModel.model_validate(named) if named else None
     except OSError:
         raise ReleaseError("encoder: encoder.json is missing") from None
+    except ValidationError as error:
+        raise invalid(error, "encoder.json: model") from None
     except (ValueError, AttributeError) as error:
         raise ReleaseError(f"encoder.json: {first_line(error)}") from None
 

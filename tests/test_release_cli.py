@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ppd_serve.cli import app
+from ppd_serve.errors import ReleaseError
 from ppd_serve.release import MANIFEST, Release, load_release
 from ppd_serve.release_build import source
 from ppd_serve.settings import STUDIO
@@ -223,6 +224,15 @@ def test_an_encoder_on_the_hub(
     said["model"]["revision"] = "main"
     (base / "encoder/encoder.json").write_text(json.dumps(said))
     assert refused("build", base) == "encoder/encoder.json: its model is pinned to no commit"
+
+
+@pytest.mark.parametrize("path", ["/etc", "../..", "image_encoder/../../elsewhere"])
+def test_an_encoder_on_the_hub_stays_in_its_repository(release: Path, path: str) -> None:
+    model = {"hub_id": "some/clip", "revision": COMMIT, "path": path}
+    (release / "encoder/encoder.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ReleaseError, match=r"model: .* must stay inside"):
+        load_release(release).load_encoder()
+    assert "model: path: Value error, must stay inside" in refused("build", release)
 
 
 def test_what_the_hub_does_not_know_is_named(hub: None, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import ValidationError
 from transformers import AutoConfig
 
 from ppd_serve.errors import ReleaseError
@@ -37,6 +38,8 @@ def _model_type(path: Path) -> str:
         found: str = AutoConfig.from_pretrained(model_directory(path, model)).model_type
     except FileNotFoundError:
         raise ReleaseError("encoder: encoder.json is missing") from None
+    except ValidationError as error:
+        raise ReleaseError(f"encoder.json: model: {error.errors()[0]['msg']}") from None
     except (OSError, ValueError) as error:
         raise ReleaseError(f"encoder: {error}") from error
     return found
