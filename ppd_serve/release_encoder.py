@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from ppd_serve.errors import ReleaseError
+from ppd_serve.manifest import invalid
+from ppd_serve.preferences.clip_encoder import ClipConfig
 from ppd_serve.preferences.embedding_space import embedding_space
+from ppd_serve.preferences.encoder import EncoderConfig
+from ppd_serve.preferences.load import CLIP
 from ppd_serve.preferences.model_files import model_directory
 from ppd_serve.preferences.quantisation import Quantisation
-from ppd_serve.release import Release, encoder_model
+from ppd_serve.release import Release, encoder_model, first_line
 
 TRANSFORM = "transform.safetensors"
 NONE: dict[str, Any] = {"embedding_space": None, "embedding_shape": None}
@@ -53,8 +58,17 @@ def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None
         weights = model_directory(path, named)
         config = AutoConfig.from_pretrained(weights)
     except (OSError, ValueError) as error:
-        raise ReleaseError(f"{release.manifest.encoder}: {error}") from error
-    if config.model_type.startswith("clip"):
+        raise ReleaseError(f"{release.manifest.encoder}: {first_line(error)}") from error
+    clip = config.model_type in CLIP
+    try:
+        (ClipConfig if clip else EncoderConfig).model_validate_json(
+            (path / "encoder.json").read_bytes()
+        )
+    except ValidationError as error:
+        raise invalid(error, f"{release.manifest.encoder}/encoder.json") from None
+    if clip and quantisation is not None:
+        raise ReleaseError(f"{release.manifest.encoder}: a CLIP tower is not quantised")
+    if clip:
         shape = 1, config.projection_dim
     elif (path / TRANSFORM).exists():
         try:

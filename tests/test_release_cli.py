@@ -149,6 +149,25 @@ def test_a_refused_build_leaves_the_release_as_it_was(release: Path) -> None:
     assert not list(release.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--quantisation", "4bit"], "encoder: a CLIP tower is not quantised"),
+        (["--picture-pixels", "4096"], "encoder/encoder.json: picture_pixels: Extra inputs"),
+    ],
+)
+def test_a_tower_takes_no_settings_of_a_vlm(parts: Path, options: list[str], why: str) -> None:
+    shutil.rmtree(parts / "encoder")
+    shutil.rmtree(parts / "adapter")
+    (parts / "questions.safetensors").unlink()
+    make_clip(parts / "encoder")
+    before = contents(parts)
+    assert why in refused("build", parts, *NAMED, *SAMPLING, *options)
+    assert contents(parts) == before
+    assert ppd("build", parts, *NAMED, *SAMPLING).exit_code == 0
+    assert load_release(parts).load_encoder().rows == 1
+
+
 # the hub
 
 

@@ -15,7 +15,7 @@ from ppd_serve.preferences.model_files import HubModel, model_directory
 from ppd_serve.preferences.pair_encoder import PairEncoder
 from ppd_serve.preferences.quantisation import Quantisation
 
-_CLIP = {"clip", "clip_vision_model"}
+CLIP = {"clip", "clip_vision_model"}  # model types
 
 
 def load_encoder(
@@ -26,7 +26,7 @@ def load_encoder(
     quantisation: Quantisation | None = None,
 ) -> PairEncoder:
     """A CLIP tower, or else a VLM. Raises ReleaseError naming what is missing or unsafe."""
-    kind = ClipEncoder if _model_type(Path(path)) in _CLIP else Encoder
+    kind = ClipEncoder if _model_type(Path(path)) in CLIP else Encoder
     return kind.load(path, device=device, dtype=dtype, quantisation=quantisation)
 
 
