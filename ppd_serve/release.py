@@ -159,11 +159,14 @@ class Release:
         Reads every local file once (checksums) and loads no weights but the adapter's.
         """
         refuse_pickles(self.path)
+        files = _local_files(self.path)
         for name, part in self.manifest.parts.items():
             if part.hub_id and not is_commit(part.revision):
                 raise ReleaseError(f"{name}: {part} is pinned to no commit; build does that")
             if not part.hub_id and not self._locate(part).exists():
                 raise ReleaseError(f"{part.path} is missing")
+            if not part.hub_id and _hidden(Path(part.path or "")):
+                raise ReleaseError(f"{part.path} is hidden, and hidden directories go unchecked")
             model = None if part.hub_id or name != "encoder" else encoder_model(self._locate(part))
             if model and not is_commit(model.revision):
                 raise ReleaseError(f"{part}/encoder.json: its model is pinned to no commit")
@@ -172,7 +175,7 @@ class Release:
                 raise ReleaseError(f"{name} is missing")
             if _sha256(self.path / name) != checksum:
                 raise ReleaseError(f"{name} has changed since the release was written")
-        unlisted = _local_files(self.path) - self.manifest.checksums.keys()
+        unlisted = files - self.manifest.checksums.keys()
         if weights := sorted(name for name in unlisted if name.endswith(".safetensors")):
             raise ReleaseError(f"{weights[0]} has no checksum")
         try:
@@ -253,8 +256,22 @@ def first_line(error: Exception) -> str:
 
 
 def _local_files(path: Path) -> set[str]:
-    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    return {file.as_posix() for file in files if file.name not in (MANIFEST, f".{MANIFEST}.new")}
+    """Without hidden directories, which are notes of whoever fetched the files. ReleaseError for a
+    link to a directory: nobody would look behind it."""
+    found = set()
+    for file in path.rglob("*"):
+        inside = file.relative_to(path)
+        if _hidden(inside.parent):
+            continue
+        if file.is_symlink() and file.is_dir():
+            raise ReleaseError(f"{inside} is a link to a directory; only what is inside is checked")
+        if file.is_file() and file.name not in (MANIFEST, f".{MANIFEST}.new"):
+            found.add(inside.as_posix())
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _sha256(file: Path) -> str:
