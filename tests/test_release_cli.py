@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig
 from typer.testing import CliRunner
 
 from ppd_serve.cli import app
@@ -349,6 +351,22 @@ def test_describes_the_shipped_one_for_people() -> None:
     assert done.exit_code == 0, done.output
     for word in ("studio 0.2", "unet", "10.8 M", "computed", "75fc7fd234cbfd66", "ddim", "metrics"):
         assert word in done.stdout
+
+
+def test_describes_models_that_a_pipeline_defines_itself(release: Path) -> None:
+    """As Stable Diffusion's safety checker, of transformers' kind, which nobody loads."""
+    before = told("describe", release)["parts"]["backbone"]["models"]
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=tower, projection_dim=8))
+    index = json.loads((release / "backbone/model_index.json").read_text())
+    for name in ("safety_checker", "another"):
+        checker.config.save_pretrained(release / "backbone" / name)
+        index[name] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (release / "backbone/model_index.json").write_text(json.dumps(index))
+    found = told("describe", release)["parts"]["backbone"]["models"]
+    (more,) = [model for model in found if model not in before]
+    assert len(found) == len(before) + 1 and more["name"] == "another"
+    assert more["parameters"] == sum(p.numel() for p in checker.parameters())
 
 
 # diff
