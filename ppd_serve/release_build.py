@@ -113,16 +113,19 @@ def _part(
 
 def source(place: str) -> Source:
     """A path inside the release, or ``hf://owner/name@revision/path``, which is pinned here."""
-    if not place.startswith("hf://"):
-        try:
-            return Source(path=place)
-        except ValidationError as error:
-            raise ReleaseError(f"{place}: {error.errors()[0]['msg']}") from None
-    found = HUB.fullmatch(place)
-    if found is None:
-        raise ReleaseError(f"{place}: must be like hf://owner/name@revision/path")
-    hub_id, revision = found["hub_id"], found["revision"] or "main"
-    return Source(hub_id=hub_id, revision=commit(hub_id, revision), path=found["path"])
+    where: dict[str, str | None] = {"path": place}
+    if place.startswith("hf://"):
+        found = HUB.fullmatch(place)
+        if found is None:
+            raise ReleaseError(f"{place}: must be like hf://owner/name@revision/path")
+        where = {**found.groupdict(), "revision": found["revision"] or "main"}
+    try:
+        named = Source.model_validate(where)
+    except ValidationError as error:
+        raise ReleaseError(f"{place}: {error.errors()[0]['msg']}") from None
+    if not (named.hub_id and named.revision):
+        return named
+    return named.model_copy(update={"revision": commit(named.hub_id, named.revision)})
 
 
 def commit(hub_id: str, revision: str) -> str:

@@ -135,10 +135,10 @@ def diff(before: DirectoryArg, after: DirectoryArg, as_json: JsonOption = False)
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Exits with 1, after one line, for what is wrong with a release."""
+    """Exits with 1, after one line, for what is wrong with a release or the disk it is on."""
     try:
         yield
-    except ReleaseError as error:
+    except (ReleaseError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 

@@ -29,13 +29,14 @@ NONE: dict[str, Any] = {"embedding_space": None, "embedding_shape": None}
 
 @contextmanager
 def told(encoder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """``encoder.json`` with these settings, unless what happens inside fails: then as it was."""
+    """``encoder.json`` with these settings, unless what happens inside fails: then as it was.
+    Raises ReleaseError for one that cannot be read."""
     file = encoder / "encoder.json"
     before = file.read_bytes() if file.exists() else None
     made = [place for place in (encoder.parent, encoder) if not place.exists()]
     if settings:
+        known = _settings(before) if before is not None else {}
         encoder.mkdir(parents=True, exist_ok=True)
-        known: dict[str, Any] = json.loads(before) if before else {}
         file.write_text(json.dumps({**known, **settings}, indent=1) + "\n")
     try:
         yield
@@ -45,6 +46,16 @@ def told(encoder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
             for place in reversed(made):
                 place.rmdir()
         raise
+
+
+def _settings(text: bytes) -> dict[str, Any]:
+    try:
+        known = json.loads(text)
+    except ValueError as error:
+        raise ReleaseError(f"encoder.json: {first_line(error)}") from None
+    if not isinstance(known, dict):
+        raise ReleaseError("encoder.json: must be an object")
+    return known
 
 
 def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None) -> dict[str, Any]:

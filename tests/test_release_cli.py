@@ -326,6 +326,46 @@ def test_an_adapter_of_another_backbone(release: Path) -> None:
     assert (release / MANIFEST).read_bytes() == before
 
 
+# what is broken is told in one line
+
+
+def test_a_torn_adapter(release: Path) -> None:
+    adapter = release / "adapter/ip_adapter.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    assert refused("describe", release).startswith("adapter: its size cannot be computed: ")
+
+
+@pytest.mark.parametrize("file", ["encoder/tokenizer.json", "questions.safetensors"])
+def test_a_listed_file_that_is_missing(release: Path, file: str) -> None:
+    (release / file).unlink()
+    assert file in refused("describe", release)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x"])
+def test_a_hub_part_stays_in_its_repository(release: Path, path: str) -> None:
+    line = refused("build", release, "--adapter", f"hf://a/b@{COMMIT}/{path}")
+    assert line.startswith(f"hf://a/b@{COMMIT}/{path}: ") and "must stay inside" in line
+
+
+@pytest.mark.parametrize("torn", ['{"model": {', "[]", '"text"'])
+def test_a_torn_encoder_json(release: Path, torn: str) -> None:
+    (release / "encoder/encoder.json").write_text(torn)
+    assert "encoder.json: " in refused("build", release, "--picture-pixels", "4096")
+    assert "encoder.json: " in refused("build", release)
+    assert (release / "encoder/encoder.json").read_text() == torn
+
+
+def test_a_place_that_cannot_be_read(release: Path) -> None:
+    """A directory where a file should be."""
+    (release / MANIFEST).unlink()
+    (release / MANIFEST).mkdir()
+    for command in ("build", "check", "describe"):
+        assert MANIFEST in refused(command, release)
+    (release / "encoder/encoder.json").unlink()
+    (release / "encoder/encoder.json").mkdir()
+    assert "encoder.json" in refused("build", release, "--picture-pixels", "4096")
+
+
 # describe
 
 
