@@ -91,17 +91,16 @@ class Release:
         """Where a part's configs are: of one on the hub nothing else is fetched but small files,
         and all of a file of weights."""
         source = self.manifest.parts[name]
-        if name == "encoder" and (model := encoder_model(self._locate(source))):
-            source = Source(**model.model_dump())
-        if not source.hub_id or name in ("adapter", "questions"):
+        if name in ("adapter", "questions"):
             return self._locate(source)
-        from huggingface_hub import snapshot_download
+        path = self._configs(source)
+        model = encoder_model(path) if name == "encoder" else None
+        return self._configs(Source(**model.model_dump())) if model else path
 
-        with _fetching(source):
-            root = snapshot_download(
-                source.hub_id, revision=source.revision, allow_patterns=f"{source.path or ''}*.json"
-            )
-        return Path(root) / (source.path or "")
+    def _configs(self, source: Source) -> Path:
+        if not source.hub_id:
+            return self._locate(source)
+        return self._fetch(source, [f"{source.path or ''}*.json"])
 
     def load_backbone(
         self,
@@ -204,13 +203,19 @@ class Release:
         inside = source.path or ""
         if not source.hub_id:
             return self.path / inside
-        from huggingface_hub import snapshot_download
-
         kinds = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
         wanted = [inside] if inside.endswith(".safetensors") else [f"{inside}{k}" for k in kinds]
+        return self._fetch(source, wanted)
+
+    def _fetch(self, source: Source, wanted: list[str]) -> Path:
+        """A part on the hub: of its repository the files like ``wanted``."""
+        from huggingface_hub import snapshot_download
+
         with _fetching(source):
-            root = snapshot_download(source.hub_id, revision=source.revision, allow_patterns=wanted)
-        return Path(root) / inside
+            root = snapshot_download(
+                str(source.hub_id), revision=source.revision, allow_patterns=wanted
+            )
+        return Path(root) / (source.path or "")
 
 
 def load_release(path: str | os.PathLike[str]) -> Release:

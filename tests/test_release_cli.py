@@ -256,6 +256,24 @@ def test_an_encoder_on_the_hub_stays_in_its_repository(release: Path, path: str)
     assert "model: path: Value error, must stay inside" in refused("build", release)
 
 
+def test_describing_a_hub_encoder_fetches_no_weights(
+    release: Path, published: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(published.path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    manifest = json.loads((release / MANIFEST).read_text())
+    manifest["encoder"] = {"hub_id": "some/vlm", "revision": COMMIT, "path": "encoder"}
+    (release / MANIFEST).write_text(json.dumps(manifest))
+    (model,) = told("describe", release)["parts"]["encoder"]["models"]
+    assert model["parameters"] > 0
+    assert asked == ["encoder*.json"]
+
+
 def test_what_the_hub_does_not_know_is_named(hub: None, tmp_path: Path) -> None:
     words = ["build", tmp_path / "new", *NAMED, *SAMPLING, "--backbone", "hf://some/sd@v9"]
     assert refused(*words).endswith("of some/sd@v9: 404: no v9 of some/sd")
