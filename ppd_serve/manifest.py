@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.errors import ReleaseError
+from ppd_serve.preferences.model_files import InsidePath
 
 MANIFEST = "release.json"
 PARTS = ("backbone", "adapter", "encoder", "questions")
@@ -24,16 +25,9 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str | None = None
+    path: InsidePath | None = None
     hub_id: str | None = None
     revision: str | None = None
-
-    @field_validator("path")
-    @classmethod
-    def _stays_inside(cls, path: str | None) -> str | None:
-        if path and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
-            raise ValueError("must stay inside the release")
-        return path
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
@@ -86,11 +80,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise invalid(error) from None
 
 
-def invalid(error: ValidationError) -> ReleaseError:
-    """The first of what is wrong with a manifest, in one line."""
+def invalid(error: ValidationError, file: str = MANIFEST) -> ReleaseError:
+    """The first of what is wrong with a file, in one line."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return ReleaseError(f"{MANIFEST}: {where}: {first['msg']}")
+    return ReleaseError(f"{file}: {where}: {first['msg']}")
 
 
 def is_commit(revision: str | None) -> bool:

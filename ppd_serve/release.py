@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from ppd_serve.diffusion.backbone import Backbone, empty_denoiser, load_backbone, refuse_pickles
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
-from ppd_serve.manifest import MANIFEST, Manifest, Source, is_commit, read_manifest
+from ppd_serve.manifest import MANIFEST, Manifest, Source, invalid, is_commit, read_manifest
 from ppd_serve.preferences.model_files import HubModel
 
 if TYPE_CHECKING:
@@ -90,17 +91,16 @@ class Release:
         """Where a part's configs are: of one on the hub nothing else is fetched but small files,
         and all of a file of weights."""
         source = self.manifest.parts[name]
-        if name == "encoder" and (model := encoder_model(self._locate(source))):
-            source = Source(**model.model_dump())
-        if not source.hub_id or name in ("adapter", "questions"):
+        if name in ("adapter", "questions"):
             return self._locate(source)
-        from huggingface_hub import snapshot_download
+        path = self._configs(source)
+        model = encoder_model(path) if name == "encoder" else None
+        return self._configs(Source(**model.model_dump())) if model else path
 
-        with _fetching(source):
-            root = snapshot_download(
-                source.hub_id, revision=source.revision, allow_patterns=f"{source.path or ''}*.json"
-            )
-        return Path(root) / (source.path or "")
+    def _configs(self, source: Source) -> Path:
+        if not source.hub_id:
+            return self._locate(source)
+        return self._fetch(source, [f"{source.path or ''}*.json"])
 
     def load_backbone(
         self,
@@ -158,11 +158,14 @@ class Release:
         Reads every local file once (checksums) and loads no weights but the adapter's.
         """
         refuse_pickles(self.path)
+        files = _local_files(self.path)
         for name, part in self.manifest.parts.items():
             if part.hub_id and not is_commit(part.revision):
                 raise ReleaseError(f"{name}: {part} is pinned to no commit; build does that")
             if not part.hub_id and not self._locate(part).exists():
                 raise ReleaseError(f"{part.path} is missing")
+            if not part.hub_id and _hidden(Path(part.path or "")):
+                raise ReleaseError(f"{part.path} is hidden, and hidden directories go unchecked")
             model = None if part.hub_id or name != "encoder" else encoder_model(self._locate(part))
             if model and not is_commit(model.revision):
                 raise ReleaseError(f"{part}/encoder.json: its model is pinned to no commit")
@@ -171,7 +174,7 @@ class Release:
                 raise ReleaseError(f"{name} is missing")
             if _sha256(self.path / name) != checksum:
                 raise ReleaseError(f"{name} has changed since the release was written")
-        unlisted = _local_files(self.path) - self.manifest.checksums.keys()
+        unlisted = files - self.manifest.checksums.keys()
         if weights := sorted(name for name in unlisted if name.endswith(".safetensors")):
             raise ReleaseError(f"{weights[0]} has no checksum")
         try:
@@ -200,13 +203,19 @@ class Release:
         inside = source.path or ""
         if not source.hub_id:
             return self.path / inside
-        from huggingface_hub import snapshot_download
-
         kinds = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
         wanted = [inside] if inside.endswith(".safetensors") else [f"{inside}{k}" for k in kinds]
+        return self._fetch(source, wanted)
+
+    def _fetch(self, source: Source, wanted: list[str]) -> Path:
+        """A part on the hub: of its repository the files like ``wanted``."""
+        from huggingface_hub import snapshot_download
+
         with _fetching(source):
-            root = snapshot_download(source.hub_id, revision=source.revision, allow_patterns=wanted)
-        return Path(root) / inside
+            root = snapshot_download(
+                str(source.hub_id), revision=source.revision, allow_patterns=wanted
+            )
+        return Path(root) / (source.path or "")
 
 
 def load_release(path: str | os.PathLike[str]) -> Release:
@@ -233,6 +242,8 @@ def encoder_model(path: Path) -> HubModel | None:
         return HubModel.model_validate(named) if named else None
     except OSError:
         raise ReleaseError("encoder: encoder.json is missing") from None
+    except ValidationError as error:
+        raise invalid(error, "encoder.json: model") from None
     except (ValueError, AttributeError) as error:
         raise ReleaseError(f"encoder.json: {first_line(error)}") from None
 
@@ -250,8 +261,22 @@ def first_line(error: Exception) -> str:
 
 
 def _local_files(path: Path) -> set[str]:
-    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    return {file.as_posix() for file in files if file.name not in (MANIFEST, f".{MANIFEST}.new")}
+    """Without hidden directories, which are notes of whoever fetched the files. ReleaseError for a
+    link to a directory: nobody would look behind it."""
+    found = set()
+    for file in path.rglob("*"):
+        inside = file.relative_to(path)
+        if _hidden(inside.parent):
+            continue
+        if file.is_symlink() and file.is_dir():
+            raise ReleaseError(f"{inside} is a link to a directory; only what is inside is checked")
+        if file.is_file() and file.name not in (MANIFEST, f".{MANIFEST}.new"):
+            found.add(inside.as_posix())
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _sha256(file: Path) -> str:

@@ -18,7 +18,8 @@ from ppd_serve.manifest import MANIFEST, PARTS, Manifest, Source, invalid, is_co
 from ppd_serve.preferences.model_files import HubModel
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release, first_line, seal
-from ppd_serve.release_encoder import embedding_of, told
+from ppd_serve.release_diff import same_part
+from ppd_serve.release_encoder import NONE, embedding_of, told
 
 USUAL = {
     "backbone": "backbone",
@@ -36,7 +37,7 @@ def build(
     defaults: Mapping[str, Any],
     encoder_model: str | None = None,
     picture_pixels: int | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     quantisation: Quantisation | None = None,
     **said: Any,
 ) -> Release:
@@ -47,7 +48,7 @@ def build(
     earlier ``release.json`` here has it. ``encoder_model`` and ``picture_pixels``: for
     ``encoder/encoder.json``, which model of the hub reads and how much it sees of a picture.
     ``dtype`` and ``quantisation``: how the encoder will be run, which its embedding space depends
-    on.
+    on; without both, as before, or in float32 if there was no embedding space yet.
     """
     settings: dict[str, Any] = {}
     if encoder_model is not None:
@@ -65,13 +66,12 @@ def _build(
     directory: Path,
     places: Mapping[str, str],
     defaults: Mapping[str, Any],
-    dtype: str,
+    dtype: str | None,
     quantisation: Quantisation | None,
     said: Mapping[str, Any],
 ) -> Release:
-    before: dict[str, Any] = {}
-    if (directory / MANIFEST).exists():
-        before = read_manifest(directory).model_dump(exclude_none=True)
+    known = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    before = known.model_dump(exclude_none=True) if known else {}
     parts = {name: part for name in PARTS if (part := _part(name, places, before, directory))}
     if "backbone" not in parts:
         raise ReleaseError(f"no backbone: {directory / USUAL['backbone']} is missing")
@@ -80,10 +80,24 @@ def _build(
         manifest = Manifest.model_validate({**before, **said, **parts, **merged})
     except ValidationError as error:
         raise invalid(error) from None
-    space = embedding_of(Release(directory, manifest), dtype, quantisation)
-    made = seal(directory, manifest.model_copy(update=space))
+    made = seal(directory, manifest)
+    embedding = _embedding(made, known, dtype, quantisation)
+    made = Release(directory, made.manifest.model_copy(update=embedding))
     made.check()
     return made.write()
+
+
+def _embedding(
+    made: Release, known: Manifest | None, dtype: str | None, quantisation: Quantisation | None
+) -> dict[str, Any]:
+    """``release.json`` does not say how an encoder is run: only its space depends on it."""
+    unsaid = known is not None and known.embedding_space and not (dtype or quantisation)
+    if known is not None and unsaid and same_part("encoder", known, made.manifest):
+        return {name: getattr(known, name) for name in NONE}
+    found = embedding_of(made, dtype or "float32", quantisation)
+    if unsaid and found["embedding_space"]:
+        raise ReleaseError("the encoder has changed: say --dtype (and --quantisation) once more")
+    return found
 
 
 def _part(
@@ -99,16 +113,19 @@ def _part(
 
 def source(place: str) -> Source:
     """A path inside the release, or ``hf://owner/name@revision/path``, which is pinned here."""
-    if not place.startswith("hf://"):
-        try:
-            return Source(path=place)
-        except ValidationError as error:
-            raise ReleaseError(f"{place}: {error.errors()[0]['msg']}") from None
-    found = HUB.fullmatch(place)
-    if found is None:
-        raise ReleaseError(f"{place}: must be like hf://owner/name@revision/path")
-    hub_id, revision = found["hub_id"], found["revision"] or "main"
-    return Source(hub_id=hub_id, revision=commit(hub_id, revision), path=found["path"])
+    where: dict[str, str | None] = {"path": place}
+    if place.startswith("hf://"):
+        found = HUB.fullmatch(place)
+        if found is None:
+            raise ReleaseError(f"{place}: must be like hf://owner/name@revision/path")
+        where = {**found.groupdict(), "revision": found["revision"] or "main"}
+    try:
+        named = Source.model_validate(where)
+    except ValidationError as error:
+        raise ReleaseError(f"{place}: {error.errors()[0]['msg']}") from None
+    if not (named.hub_id and named.revision):
+        return named
+    return named.model_copy(update={"revision": commit(named.hub_id, named.revision)})
 
 
 def commit(hub_id: str, revision: str) -> str:

@@ -51,11 +51,12 @@ def build(
     preference_scale: float | None = None,
     example_prompt: list[str] | None = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Of the encoder, as it will be served."),
-    ] = "float32",
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the encoder, as it will be served; at first float32."),
+    ] = None,
     quantisation: Annotated[
-        Literal["4bit", "8bit"] | None, typer.Option(help="Of the encoder, as it will be served.")
+        Literal["4bit", "8bit"] | None,
+        typer.Option(help="Of the encoder, as it will be served; stays only where --dtype does."),
     ] = None,
 ) -> None:
     """Write release.json: where the parts are, with a checksum of every local file.
@@ -90,7 +91,8 @@ def build(
         )
     typer.echo(f"{made.name} {made.version} in {directory}")
     if made.embedding_space:
-        how = " ".join(filter(None, (dtype, quantisation)))
+        said_how = " ".join(filter(None, (dtype or "float32", quantisation)))
+        how = said_how if dtype or quantisation else "as before, at first float32"
         typer.echo(f"embedding space {made.embedding_space} ({how})")
     elif made.manifest.encoder:
         typer.echo("its encoder has no transform yet: python -m training fit-transform makes one")
@@ -133,10 +135,10 @@ def diff(before: DirectoryArg, after: DirectoryArg, as_json: JsonOption = False)
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Exits with 1, after one line, for what is wrong with a release."""
+    """Exits with 1, after one line, for what is wrong with a release or the disk it is on."""
     try:
         yield
-    except ReleaseError as error:
+    except (ReleaseError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 

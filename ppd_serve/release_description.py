@@ -9,14 +9,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from ppd_serve.errors import ReleaseError
 from ppd_serve.manifest import Source
-from ppd_serve.release import Release
+from ppd_serve.release import Release, first_line
 from ppd_serve.release_diff import part_of
 from ppd_serve.release_sizes import Size, backbone_sizes, encoder_size, tensors_size
 
 GB = 1e9
+FAILURES = (  # of configs and weights that are torn, or of classes that are not known
+    OSError, ValueError, KeyError, IndexError, TypeError, ImportError, AttributeError,
+    SafetensorError,
+)  # fmt: skip
 
 
 def description(release: Release) -> dict[str, Any]:
@@ -41,8 +46,15 @@ def _part(release: Release, name: str, part: Source) -> dict[str, Any]:
     told: dict[str, Any] = {"place": str(part), "models": _models(release, name, part)}
     if not part.hub_id:
         told["files"] = len(inside)
-        told["bytes"] = sum((release.path / file).stat().st_size for file in inside)
+        told["bytes"] = sum(_size(release.path, file) for file in inside)
     return told
+
+
+def _size(directory: Path, file: str) -> int:
+    try:
+        return (directory / file).stat().st_size
+    except FileNotFoundError:
+        raise ReleaseError(f"{file} is missing") from None
 
 
 def _models(release: Release, name: str, part: Source) -> list[dict[str, Any]] | None:
@@ -59,8 +71,8 @@ def _sizes(name: str, path: Path) -> list[Size]:
         if name == "backbone":
             return backbone_sizes(path)
         return [encoder_size(path) if name == "encoder" else tensors_size(name, path)]
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ReleaseError(f"{name}: its size cannot be computed: {error}") from error
+    except FAILURES as error:
+        raise ReleaseError(f"{name}: its size cannot be computed: {first_line(error)}") from error
 
 
 def _model(size: Size, part: str) -> dict[str, Any]:

@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from ppd_serve.errors import ReleaseError
+from ppd_serve.manifest import invalid
+from ppd_serve.preferences.clip_encoder import ClipConfig
 from ppd_serve.preferences.embedding_space import embedding_space
+from ppd_serve.preferences.encoder import EncoderConfig
+from ppd_serve.preferences.load import CLIP
 from ppd_serve.preferences.model_files import model_directory
 from ppd_serve.preferences.quantisation import Quantisation
-from ppd_serve.release import Release, encoder_model
+from ppd_serve.release import Release, encoder_model, first_line
 
 TRANSFORM = "transform.safetensors"
 NONE: dict[str, Any] = {"embedding_space": None, "embedding_shape": None}
@@ -24,13 +29,14 @@ NONE: dict[str, Any] = {"embedding_space": None, "embedding_shape": None}
 
 @contextmanager
 def told(encoder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """``encoder.json`` with these settings, unless what happens inside fails: then as it was."""
+    """``encoder.json`` with these settings, unless what happens inside fails: then as it was.
+    Raises ReleaseError for one that cannot be read."""
     file = encoder / "encoder.json"
     before = file.read_bytes() if file.exists() else None
     made = [place for place in (encoder.parent, encoder) if not place.exists()]
     if settings:
+        known = _settings(before) if before is not None else {}
         encoder.mkdir(parents=True, exist_ok=True)
-        known: dict[str, Any] = json.loads(before) if before else {}
         file.write_text(json.dumps({**known, **settings}, indent=1) + "\n")
     try:
         yield
@@ -40,6 +46,16 @@ def told(encoder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
             for place in reversed(made):
                 place.rmdir()
         raise
+
+
+def _settings(text: bytes) -> dict[str, Any]:
+    try:
+        known = json.loads(text)
+    except ValueError as error:
+        raise ReleaseError(f"encoder.json: {first_line(error)}") from None
+    if not isinstance(known, dict):
+        raise ReleaseError("encoder.json: must be an object")
+    return known
 
 
 def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None) -> dict[str, Any]:
@@ -53,8 +69,17 @@ def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None
         weights = model_directory(path, named)
         config = AutoConfig.from_pretrained(weights)
     except (OSError, ValueError) as error:
-        raise ReleaseError(f"{release.manifest.encoder}: {error}") from error
-    if config.model_type.startswith("clip"):
+        raise ReleaseError(f"{release.manifest.encoder}: {first_line(error)}") from error
+    clip = config.model_type in CLIP
+    try:
+        (ClipConfig if clip else EncoderConfig).model_validate_json(
+            (path / "encoder.json").read_bytes()
+        )
+    except ValidationError as error:
+        raise invalid(error, f"{release.manifest.encoder}/encoder.json") from None
+    if clip and quantisation is not None:
+        raise ReleaseError(f"{release.manifest.encoder}: a CLIP tower is not quantised")
+    if clip:
         shape = 1, config.projection_dim
     elif (path / TRANSFORM).exists():
         try:

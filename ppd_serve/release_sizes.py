@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 FOUR_BIT = 0.5 + 4 / 64  # a float32 scale for every block of 64
+NEVER_LOADED = "safety_checker"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ def size_of(name: str, model: nn.Module) -> Size:
 
 
 def backbone_sizes(path: Path) -> list[Size]:
-    """Of every model of a saved pipeline."""
+    """Of every model of a saved pipeline that is served."""
     index = json.loads((path / "model_index.json").read_text())
     named = {name: kind for name, kind in index.items() if isinstance(kind, list) and all(kind)}
     return [
         size_of(name, _on_meta(path / name, *kind))
         for name, kind in named.items()
-        if (path / name / "config.json").exists()
+        if name != NEVER_LOADED and (path / name / "config.json").exists()
     ]
 
 
@@ -72,7 +74,7 @@ def tensors_size(name: str, file: Path) -> Size:
 def _on_meta(path: Path, library: str, kind: str) -> nn.Module:
     cls: Any = getattr(_module(library), kind)
     with torch.device("meta"):
-        if library == "transformers":
+        if issubclass(cls, PreTrainedModel):
             return cls(cls.config_class.from_pretrained(path))  # type: ignore[no-any-return]
         return cls.from_config(cls.load_config(path))  # type: ignore[no-any-return]
 

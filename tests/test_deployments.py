@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,10 @@ def test_the_image_is_of_this_version() -> None:
     for line in lines:
         if line.startswith("COPY"):
             assert all(f"!{name}" in kept for name in line.split()[1:-1])
+
+
+def test_volumes_belong_to_the_server() -> None:
+    """Docker gives a fresh one the owner of the image's directory there, or root."""
+    mounted = set(re.findall(r"-v ppd-data:(\S+)", (PLACE / "README.md").read_text()))
+    (made,) = re.findall(r"install -d -o ppd (.+)", (PLACE / "Dockerfile").read_text())
+    assert mounted == {"/data", "/srv/ppd/data"} and mounted <= set(made.split())

@@ -83,6 +83,32 @@ def test_names_what_is_missing_or_changed(release: Release) -> None:
         release.check()
 
 
+def test_hidden_directories_are_no_part_of_it(release: Release) -> None:
+    """What a download leaves beside the files it was for."""
+    left = release.path / "backbone/.cache/huggingface/download/unet.lock"
+    left.parent.mkdir(parents=True)
+    left.write_text("1")
+    written = write_release(release.path, release.manifest)
+    assert written.manifest.checksums == release.manifest.checksums
+    shutil.rmtree(release.path / "backbone/.cache")
+    written.check()
+    (release.path / "encoder").rename(release.path / ".encoder")
+    moved = release.manifest.model_copy(update={"encoder": Source(path=".encoder")})
+    with pytest.raises(ReleaseError, match=r"\.encoder is hidden"):
+        write_release(release.path, moved).check()
+
+
+def test_refuses_links_to_directories(
+    release: Release, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "unet"
+    shutil.move(release.path / "backbone/unet", elsewhere)
+    (release.path / "backbone/unet").symlink_to(elsewhere, target_is_directory=True)
+    for attempt in (release.check, lambda: write_release(release.path, release.manifest)):
+        with pytest.raises(ReleaseError, match="backbone/unet is a link to a directory"):
+            attempt()
+
+
 def test_refuses_the_adapter_of_another_backbone(release: Release) -> None:
     assert release.adapter_path is not None
     state = load_file(release.adapter_path)

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig
 from typer.testing import CliRunner
 
 from ppd_serve.cli import app
+from ppd_serve.errors import ReleaseError
 from ppd_serve.release import MANIFEST, Release, load_release
 from ppd_serve.release_build import source
 from ppd_serve.settings import STUDIO
@@ -76,7 +79,9 @@ def test_builds_from_a_directory_of_parts(parts: Path, published: Release) -> No
                "--example-prompt", "a cat on a hill at night")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert load_release(parts).manifest == published.manifest
-    assert f"embedding space {published.embedding_space} (float32)" in done.stdout
+    assert (
+        f"embedding space {published.embedding_space} (as before, at first float32)" in done.stdout
+    )
 
 
 def test_what_is_not_given_stays(release: Path, published: Release) -> None:
@@ -92,6 +97,22 @@ def test_how_the_encoder_is_run_is_part_of_the_space(release: Path, published: R
     bf16 = load_release(release).embedding_space
     assert ppd("build", release, "--dtype", "bfloat16", "--quantisation", "4bit").exit_code == 0
     assert len({bf16, load_release(release).embedding_space, published.embedding_space}) == 3
+
+
+def test_how_the_encoder_is_run_stays_while_the_encoder_does(release: Path) -> None:
+    assert ppd("build", release, "--dtype", "bfloat16", "--quantisation", "4bit").exit_code == 0
+    before = load_release(release).manifest
+    done = ppd("build", release, "--steps", "28")
+    assert done.exit_code == 0, done.output
+    after = load_release(release).manifest
+    assert after.embedding_space == before.embedding_space and after.defaults.steps == 28
+    assert after.embedding_shape == before.embedding_shape
+
+    with (release / "encoder/encoder.json").open("a") as file:
+        file.write("\n")
+    assert "the encoder has changed: say --dtype" in refused("build", release)
+    assert load_release(release).manifest == after
+    assert ppd("build", release, "--quantisation", "4bit").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -128,6 +149,25 @@ def test_a_refused_build_leaves_the_release_as_it_was(release: Path) -> None:
     assert "old.pt is a pickle" in refused("build", release, "--version", "2.0")
     assert (release / MANIFEST).read_bytes() == before
     assert not list(release.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--quantisation", "4bit"], "encoder: a CLIP tower is not quantised"),
+        (["--picture-pixels", "4096"], "encoder/encoder.json: picture_pixels: Extra inputs"),
+    ],
+)
+def test_a_tower_takes_no_settings_of_a_vlm(parts: Path, options: list[str], why: str) -> None:
+    shutil.rmtree(parts / "encoder")
+    shutil.rmtree(parts / "adapter")
+    (parts / "questions.safetensors").unlink()
+    make_clip(parts / "encoder")
+    before = contents(parts)
+    assert why in refused("build", parts, *NAMED, *SAMPLING, *options)
+    assert contents(parts) == before
+    assert ppd("build", parts, *NAMED, *SAMPLING).exit_code == 0
+    assert load_release(parts).load_encoder().rows == 1
 
 
 # the hub
@@ -207,6 +247,33 @@ def test_an_encoder_on_the_hub(
     assert refused("build", base) == "encoder/encoder.json: its model is pinned to no commit"
 
 
+@pytest.mark.parametrize("path", ["/etc", "../..", "image_encoder/../../elsewhere"])
+def test_an_encoder_on_the_hub_stays_in_its_repository(release: Path, path: str) -> None:
+    model = {"hub_id": "some/clip", "revision": COMMIT, "path": path}
+    (release / "encoder/encoder.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ReleaseError, match=r"model: .* must stay inside"):
+        load_release(release).load_encoder()
+    assert "model: path: Value error, must stay inside" in refused("build", release)
+
+
+def test_describing_a_hub_encoder_fetches_no_weights(
+    release: Path, published: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(published.path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    manifest = json.loads((release / MANIFEST).read_text())
+    manifest["encoder"] = {"hub_id": "some/vlm", "revision": COMMIT, "path": "encoder"}
+    (release / MANIFEST).write_text(json.dumps(manifest))
+    (model,) = told("describe", release)["parts"]["encoder"]["models"]
+    assert model["parameters"] > 0
+    assert asked == ["encoder*.json"]
+
+
 def test_what_the_hub_does_not_know_is_named(hub: None, tmp_path: Path) -> None:
     words = ["build", tmp_path / "new", *NAMED, *SAMPLING, "--backbone", "hf://some/sd@v9"]
     assert refused(*words).endswith("of some/sd@v9: 404: no v9 of some/sd")
@@ -277,6 +344,46 @@ def test_an_adapter_of_another_backbone(release: Path) -> None:
     assert (release / MANIFEST).read_bytes() == before
 
 
+# what is broken is told in one line
+
+
+def test_a_torn_adapter(release: Path) -> None:
+    adapter = release / "adapter/ip_adapter.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    assert refused("describe", release).startswith("adapter: its size cannot be computed: ")
+
+
+@pytest.mark.parametrize("file", ["encoder/tokenizer.json", "questions.safetensors"])
+def test_a_listed_file_that_is_missing(release: Path, file: str) -> None:
+    (release / file).unlink()
+    assert file in refused("describe", release)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x"])
+def test_a_hub_part_stays_in_its_repository(release: Path, path: str) -> None:
+    line = refused("build", release, "--adapter", f"hf://a/b@{COMMIT}/{path}")
+    assert line.startswith(f"hf://a/b@{COMMIT}/{path}: ") and "must stay inside" in line
+
+
+@pytest.mark.parametrize("torn", ['{"model": {', "[]", '"text"'])
+def test_a_torn_encoder_json(release: Path, torn: str) -> None:
+    (release / "encoder/encoder.json").write_text(torn)
+    assert "encoder.json: " in refused("build", release, "--picture-pixels", "4096")
+    assert "encoder.json: " in refused("build", release)
+    assert (release / "encoder/encoder.json").read_text() == torn
+
+
+def test_a_place_that_cannot_be_read(release: Path) -> None:
+    """A directory where a file should be."""
+    (release / MANIFEST).unlink()
+    (release / MANIFEST).mkdir()
+    for command in ("build", "check", "describe"):
+        assert MANIFEST in refused(command, release)
+    (release / "encoder/encoder.json").unlink()
+    (release / "encoder/encoder.json").mkdir()
+    assert "encoder.json" in refused("build", release, "--picture-pixels", "4096")
+
+
 # describe
 
 
@@ -304,6 +411,22 @@ def test_describes_the_shipped_one_for_people() -> None:
         assert word in done.stdout
 
 
+def test_describes_models_that_a_pipeline_defines_itself(release: Path) -> None:
+    """As Stable Diffusion's safety checker, of transformers' kind, which nobody loads."""
+    before = told("describe", release)["parts"]["backbone"]["models"]
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=tower, projection_dim=8))
+    index = json.loads((release / "backbone/model_index.json").read_text())
+    for name in ("safety_checker", "another"):
+        checker.config.save_pretrained(release / "backbone" / name)
+        index[name] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (release / "backbone/model_index.json").write_text(json.dumps(index))
+    found = told("describe", release)["parts"]["backbone"]["models"]
+    (more,) = [model for model in found if model not in before]
+    assert len(found) == len(before) + 1 and more["name"] == "another"
+    assert more["parameters"] == sum(p.numel() for p in checker.parameters())
+
+
 # diff
 
 
@@ -319,7 +442,7 @@ def test_what_a_change_means(release: Path, published: Release) -> None:
     manifest = json.loads((release / MANIFEST).read_text())
     del manifest["questions"]
     (release / MANIFEST).write_text(json.dumps(manifest))
-    assert ppd("build", release, "--steps", "5").exit_code == 0
+    assert ppd("build", release, "--steps", "5", "--dtype", "float32").exit_code == 0
 
     found = {each["what"]: each for each in told("diff", published.path, release)}
     assert set(found) == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import ValidationError
 from transformers import AutoConfig
 
 from ppd_serve.errors import ReleaseError
@@ -14,7 +15,7 @@ from ppd_serve.preferences.model_files import HubModel, model_directory
 from ppd_serve.preferences.pair_encoder import PairEncoder
 from ppd_serve.preferences.quantisation import Quantisation
 
-_CLIP = {"clip", "clip_vision_model"}
+CLIP = {"clip", "clip_vision_model"}  # model types
 
 
 def load_encoder(
@@ -25,7 +26,7 @@ def load_encoder(
     quantisation: Quantisation | None = None,
 ) -> PairEncoder:
     """A CLIP tower, or else a VLM. Raises ReleaseError naming what is missing or unsafe."""
-    kind = ClipEncoder if _model_type(Path(path)) in _CLIP else Encoder
+    kind = ClipEncoder if _model_type(Path(path)) in CLIP else Encoder
     return kind.load(path, device=device, dtype=dtype, quantisation=quantisation)
 
 
@@ -37,6 +38,8 @@ def _model_type(path: Path) -> str:
         found: str = AutoConfig.from_pretrained(model_directory(path, model)).model_type
     except FileNotFoundError:
         raise ReleaseError("encoder: encoder.json is missing") from None
+    except ValidationError as error:
+        raise ReleaseError(f"encoder.json: model: {error.errors()[0]['msg']}") from None
     except (OSError, ValueError) as error:
         raise ReleaseError(f"encoder: {error}") from error
     return found

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 _KINDS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+def _stays_inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("must stay inside the release or the repository")
+    return path
+
+
+InsidePath = Annotated[str, AfterValidator(_stays_inside)]
 
 
 class HubModel(BaseModel):
@@ -16,7 +26,7 @@ class HubModel(BaseModel):
 
     hub_id: str
     revision: str
-    path: str | None = None
+    path: InsidePath | None = None
 
 
 def model_directory(encoder: Path, model: HubModel | None) -> Path:
