@@ -18,8 +18,7 @@ from ppd_serve.manifest import MANIFEST, PARTS, Manifest, Source, invalid, is_co
 from ppd_serve.preferences.model_files import HubModel
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release, first_line, seal
-from ppd_serve.release_diff import same_part
-from ppd_serve.release_encoder import NONE, embedding_of, told
+from ppd_serve.release_encoder import embedding_of, told
 
 USUAL = {
     "backbone": "backbone",
@@ -70,8 +69,9 @@ def _build(
     quantisation: Quantisation | None,
     said: Mapping[str, Any],
 ) -> Release:
-    known = read_manifest(directory) if (directory / MANIFEST).exists() else None
-    before = known.model_dump(exclude_none=True) if known else {}
+    before: dict[str, Any] = {}
+    if (directory / MANIFEST).exists():
+        before = read_manifest(directory).model_dump(exclude_none=True)
     parts = {name: part for name in PARTS if (part := _part(name, places, before, directory))}
     if "backbone" not in parts:
         raise ReleaseError(f"no backbone: {directory / USUAL['backbone']} is missing")
@@ -80,24 +80,10 @@ def _build(
         manifest = Manifest.model_validate({**before, **said, **parts, **merged})
     except ValidationError as error:
         raise invalid(error) from None
-    made = seal(directory, manifest)
-    embedding = _embedding(made, known, dtype, quantisation)
-    made = Release(directory, made.manifest.model_copy(update=embedding))
+    space = embedding_of(Release(directory, manifest), dtype, quantisation)
+    made = seal(directory, manifest.model_copy(update=space))
     made.check()
     return made.write()
-
-
-def _embedding(
-    made: Release, known: Manifest | None, dtype: str | None, quantisation: Quantisation | None
-) -> dict[str, Any]:
-    """``release.json`` does not say how an encoder is run: only its space depends on it."""
-    unsaid = known is not None and known.embedding_space and not (dtype or quantisation)
-    if known is not None and unsaid and same_part("encoder", known, made.manifest):
-        return {name: getattr(known, name) for name in NONE}
-    found = embedding_of(made, dtype or "float32", quantisation)
-    if unsaid and found["embedding_space"]:
-        raise ReleaseError("the encoder has changed: say --dtype (and --quantisation) once more")
-    return found
 
 
 def _part(

@@ -56,17 +56,6 @@ def part_of(file: str, manifest: Manifest) -> str:
     return next(inside, "")
 
 
-def same_part(name: str, before: Manifest, after: Manifest) -> bool:
-    """In the same place, and locally with the same files."""
-    if before.parts.get(name) != after.parts.get(name):
-        return False
-    own = (
-        {file: sha for file, sha in one.checksums.items() if part_of(file, one) == name}
-        for one in (before, after)
-    )
-    return next(own) == next(own)
-
-
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     both = ((what, before.get(what), after.get(what)) for what in {**before, **after})
     return [(what, was, now) for what, was, now in both if was != now]

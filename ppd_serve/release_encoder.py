@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from ppd_serve.errors import ReleaseError
 from ppd_serve.manifest import invalid
 from ppd_serve.preferences.clip_encoder import ClipConfig
-from ppd_serve.preferences.embedding_space import embedding_space
+from ppd_serve.preferences.embedding_space import embedding_space, is_space_of
 from ppd_serve.preferences.encoder import EncoderConfig
 from ppd_serve.preferences.load import CLIP
 from ppd_serve.preferences.model_files import model_directory
@@ -58,9 +58,14 @@ def _settings(text: bytes) -> dict[str, Any]:
     return known
 
 
-def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None) -> dict[str, Any]:
+def embedding_of(
+    release: Release, dtype: str | None, quantisation: Quantisation | None
+) -> dict[str, Any]:
     """Space and shape, as the manifest has them; ``NONE`` without an encoder, and for a VLM whose
-    transform is still to be fitted. Raises ReleaseError."""
+    transform is still to be fitted. Raises ReleaseError.
+
+    Without ``dtype`` and ``quantisation`` the space stays, if it is this encoder's; where there is
+    none yet, it is float32's."""
     path = release.encoder_path
     if path is None:
         return NONE
@@ -91,5 +96,11 @@ def embedding_of(release: Release, dtype: str, quantisation: Quantisation | None
         shape = rows, dim
     else:
         return NONE
-    space = embedding_space(path, dtype=dtype, quantisation=quantisation, weights=weights)
+    space = release.manifest.embedding_space
+    if dtype or quantisation or not space:
+        space = embedding_space(
+            path, dtype=dtype or "float32", quantisation=quantisation, weights=weights
+        )
+    elif not is_space_of(space, path, weights):
+        raise ReleaseError("the encoder has changed: say --dtype (and --quantisation) once more")
     return {"embedding_space": space, "embedding_shape": shape}
