@@ -15,8 +15,10 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from ppd_serve.preferences.quantisation import BLOCK, layers_kept
+
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
-FOUR_BIT = 0.5 + 4 / 64  # a float32 scale for every block of 64
+FOUR_BIT = 0.5 + 4 / BLOCK  # a float32 scale for every block
 NEVER_LOADED = "safety_checker"
 
 
@@ -36,13 +38,11 @@ class Size:
 
 def size_of(name: str, model: nn.Module) -> Size:
     """Of any model, on the meta device too."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    kept = {*layers_kept(model)}
     small = (
         layer.weight.numel()
-        for layer in model.modules()
-        if isinstance(layer, nn.Linear)
-        and layer is not head
-        and not (layer.in_features % 64 or layer.out_features % 32)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name not in kept
     )
     return Size(name, sum(p.numel() for p in model.parameters()), sum(small))
 
