@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +15,13 @@ from ppd_serve.diffusion.request import User
 from ppd_serve.release import Release, load_release, write_release
 from tests.tiny_release import EMBEDDING_DIM, EMBEDDING_ROWS
 from tests.training.shards import row
+from tests.training.twin_step import one_step, prepare_with_planted_readings
 from tests.twins.stable_cascade import make_stable_cascade
 from training.data.choice_set import ChoiceSet
 from training.data.choices import choice_of
-from training.data.prepare import prepare
 from training.policy import Conditioning, Policy
 from training.recipes import Objective, Recipe
-from training.run import Job, train
 from training.train import PreferenceTraining, stage_of
-
-PEOPLE, PAIRS = 6, 16  # fewer than four pairs each: readings are planted, no VLM is needed
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +38,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="module")
 def data(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
-    for number, split in enumerate(("train", "dev")):
-        choices = [choice_of(row(n, user=n % PEOPLE)) for n in range(PAIRS)]
-        made = prepare(choices, release, path / "prepared" / split)
-        rng = np.random.default_rng(number)
-        shape = (PEOPLE, EMBEDDING_ROWS, EMBEDDING_DIM)
-        planted = dataclasses.replace(
-            made,
-            readings=rng.standard_normal(shape, np.float32),
-            reading_user=np.arange(PEOPLE),
-            reading_pairs=np.full(PEOPLE, 4),
-        )
-        planted.save(path / split)
+    prepare_with_planted_readings(release, path)
     return path
 
 
@@ -64,13 +47,6 @@ def recipe(objective: Objective, conditioning: Conditioning = "user", **more: ob
         objective=objective, conditioning=conditioning, steps=1, batch=4, micro_batch=2,
         learning_rate=1e-3, warmup=0, beta=100.0, empty_prompts=0.3, **more,
     )  # fmt: skip
-
-
-def one_step(release: Release, data: Path, out: Path, how: Recipe) -> None:
-    assert train(Job(how, str(data), release.path, out, out / "work"))
-    report = json.loads((out / "report.json").read_text())
-    assert math.isfinite(report["last"][0]["loss"])
-    assert math.isfinite(report["held_out"]["improvement"]["mean"])
 
 
 def test_what_is_prepared(release: Release, data: Path) -> None:
