@@ -49,16 +49,24 @@ def rows(
     work: Path = WORK,
     people: int = 200,
     pairs: int = 8,
+    shared: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much of every taste is everybody's; on Pick-a-Pic about 0.4."
+        ),
+    ] = 0.0,
 ) -> None:
     """Choices of simulated people as a file with Pick-a-Pic v2's columns: an example of yours."""
     import numpy as np
 
     from training.data.pool import PairSampler, load_pool
     from training.data.rows import studio_rows, write_rows
+    from training.data.shared_taste import with_shared_taste
     from training.data.users import people as sample
 
     pool = load_pool(work / "pool", "train", 2_000)
-    drawn = PairSampler(pool).draw(sample("train", people), pairs, np.random.default_rng(0))
+    tastes = with_shared_taste(sample("train", people), shared)
+    drawn = PairSampler(pool).draw(tastes, pairs, np.random.default_rng(0))
     typer.echo(f"{write_rows(out, studio_rows(pool, *drawn))} rows in {out}")
 
 

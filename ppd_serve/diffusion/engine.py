@@ -10,6 +10,9 @@ The rule of fairness (``turns.py``): every row is owed the same work. Groups tak
 their rows were given, rows within a group by how long they have waited, so neither a size nor a
 long job starves another. A place is kept until the last step: a request waits for as many steps as
 those ahead of it have left, never for those behind.
+
+Those who come together begin together: an idle engine begins once nobody has come for a moment, as
+a batch that grows by one at every step draws fewer pictures in its first and in its last steps.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ from ppd_serve.errors import (
 log = logging.getLogger(__name__)
 
 IDLE_BEAT_S = 1.0
+COMPANY_S = 0.015  # how long an idle engine waits for one more, after each that comes …
+MOST_COMPANY_S = 0.25  # … and in all
 
 
 class Engine:
@@ -209,11 +214,20 @@ class Engine:
                 self._beat = time.monotonic()
                 if self._stopping and not self._draining:
                     return False
+                if not len(self._batch):
+                    self._wait_for_company()
                 if len(self._batch) or self._queue:
                     return True
                 if self._stopping:
                     return False
                 self._changed.wait(IDLE_BEAT_S)
+
+    def _wait_for_company(self) -> None:
+        """Who waits goes on waiting until all places are asked for or nobody came for a moment."""
+        end = time.monotonic() + MOST_COMPANY_S
+        while 0 < len(self._queue) < self.max_rows and not self._stopping:
+            if not self._changed.wait(min(COMPANY_S, end - time.monotonic())):
+                return
 
     def tick(self) -> None:
         """One turn of the engine: what its thread repeats, and nobody else once it is started."""

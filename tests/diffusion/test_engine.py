@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppd_serve.diffusion import engine as engines
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import GenerationRequest, User
 from ppd_serve.diffusion.ticket import Progress, Ticket
@@ -66,6 +67,29 @@ def test_a_request_joins_at_the_next_step() -> None:
         first.result(WAIT)
         late[0].result(WAIT)
     assert [shape[0] for shape in toy.forwards] == [1, 2, 2, 2, 1]
+
+
+def test_those_who_come_together_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "COMPANY_S", 3600)
+    monkeypatch.setattr(engines, "MOST_COMPANY_S", 3600)
+    toy = Toy()
+    with Engine(toy, max_rows=2) as engine:  # full with two, so nobody waits for a third
+        together = [engine.submit(ask(guidance_scale=1.0)) for _ in range(2)]
+        for ticket in together:
+            ticket.result(WAIT)
+        engine.submit(ask(steps=1, guidance_scale=1.0))  # the end of the engine ends the wait
+    assert [shape[0] for shape in toy.forwards] == [2, 2, 2, 2, 1]
+
+
+def test_company_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody comes, again and again, before the moment is over; each of them leaves at once."""
+    monkeypatch.setattr(engines, "COMPANY_S", 3600)
+    monkeypatch.setattr(engines, "MOST_COMPANY_S", 0.1)
+    with Engine(Toy()) as engine:
+        first = engine.submit(ask())
+        while not first.done():
+            engine.submit(ask()).cancel()
+        first.result(WAIT)
 
 
 def test_sizes_take_turns_by_work() -> None:
