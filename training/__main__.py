@@ -196,6 +196,9 @@ def fit_questions(
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     per_user: Annotated[int, typer.Option(min=2, help="Choices that are used of everybody.")] = 8,
     pictures: Annotated[int, typer.Option(help="Drawn to learn how pictures answer.")] = 320,
+    scale: Annotated[
+        float | None, typer.Option(help="Preference scale of the questions' pictures.")
+    ] = None,
     device: str = "cpu",
     dtype: EncoderDtype = "float32",
     quantisation: EncoderBits = None,
@@ -212,7 +215,10 @@ def fit_questions(
     encoder = found.load_encoder(device=device, dtype=dtype, quantisation=quantisation)
     choices = PickAPic(rows, revision).choices(skipped, users="train", least_pairs=per_user)
     seen = states_of_choices(encoder, choices, per_user)
-    ship(release, fit_questioner(found, encoder, *seen, pictures=pictures, device=device))
+    questioner = fit_questioner(
+        found, encoder, *seen, pictures=pictures, scale=scale, device=device
+    )
+    ship(release, questioner)
     typer.echo(f"{len(seen[1])} people's choices; {skipped.report()}")
 
 

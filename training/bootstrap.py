@@ -42,6 +42,7 @@ from training.stage import Metrics
 from training.train import PreferenceTraining, stage_of
 
 CROWD, CHOICES_OF_EACH, _QUESTION_SEED = 1000, 32, 12
+QUESTION_SCALE = 1.5  # what two pictures differ in is seen more clearly than at the default of 1
 
 
 class Bootstrap(BackboneStages, EncoderStages):
@@ -143,7 +144,7 @@ class Bootstrap(BackboneStages, EncoderStages):
                 embedding_shape=(transform.matrix.shape[0], transform.matrix.shape[-1]),
                 defaults=Defaults(
                     sizes=((SIDE, SIDE),), steps=20, guidance_scale=3.0, sampler="ddim",
-                    guidance_rescale=0.5, preference_scale=1.5,  # `tune`, 200 dev users
+                    guidance_rescale=0.5, preference_scale=1.0,  # `tune`, 600 dev users
                 ),
                 example_prompts=[str(c) for c in CAPTIONS[::13]],
                 training=self.provenance(),
@@ -162,7 +163,7 @@ class Bootstrap(BackboneStages, EncoderStages):
         chosen = PairSampler(self.pool()).draw(crowd, CHOICES_OF_EACH, rng)
         return fit_questioner(
             release, release.load_encoder(), self.features("train").flatten(1).float().numpy(),
-            *chosen, pictures=self.budget.question_pictures,
+            *chosen, pictures=self.budget.question_pictures, scale=QUESTION_SCALE,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

@@ -69,15 +69,23 @@ def fit_questioner(
     rejected: NDArray[np.int64],
     *,
     pictures: int,
+    scale: float | None = None,
     device: str = "cpu",
 ) -> Questioner:
-    """Of choices as ``states_of_choices`` returns them, and ``pictures`` drawn with a taste."""
+    """Of choices as ``states_of_choices`` returns them, and ``pictures`` drawn with a taste, at the
+    preference ``scale`` (None: the release's) that questions shall be drawn with."""
     model = fit_choice_model(states, preferred, rejected, DIRECTIONS)
-    return Questioner(model, measure_response(release, encoder, model, pictures, device))
+    response = measure_response(release, encoder, model, pictures, scale, device)
+    return Questioner(model, response, scale)
 
 
 def measure_response(
-    release: Release, encoder: PairEncoder, model: ChoiceModel, pictures: int, device: str
+    release: Release,
+    encoder: PairEncoder,
+    model: ChoiceModel,
+    pictures: int,
+    scale: float | None,
+    device: str,
 ) -> Array:
     """Least squares of what pictures drawn with random embeddings differ by from the base's, on
     the embeddings: ``[rows, dim, d]``. Prompts are the release's examples."""
@@ -94,7 +102,9 @@ def measure_response(
     ) as engine:
         for start in track(range(0, pictures, _AT_ONCE // 2), description="measuring response"):
             wanted = [
-                release.defaults.request(prompts[k % len(prompts)], seed=_SEED + k, users=users)
+                release.defaults.request(
+                    prompts[k % len(prompts)], seed=_SEED + k, users=users, preference_scale=scale
+                )
                 for k in range(start, min(start + _AT_ONCE // 2, pictures))
                 for users in ((User(embeddings[k].reshape(shape).astype(np.float32)),), ())
             ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ppd_serve.api.loop_schemas import QuestionIn
 from ppd_serve.api.schemas import PreferencesOut, ReleaseOut
@@ -114,7 +114,7 @@ class QuestionService:
             steps=None,
             guidance_scale=None,
             sampler=None,
-            preference_scale=None,
+            preference_scale=question.scale,
             users=[],
             own_users=[[(question.left, 1.0)], [(question.right, 1.0)]],
         )
@@ -153,4 +153,4 @@ def shuffled(question: Question) -> Question:
     """Left and right change places at random, so that who always takes one side says nothing."""
     if secrets.randbelow(2):
         return question
-    return Question(left=question.right, right=question.left, bits=question.bits)
+    return replace(question, left=question.right, right=question.left)

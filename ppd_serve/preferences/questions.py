@@ -27,20 +27,25 @@ _SAME_COSINE = 0.5  # directions nearer to each other ask much the same
 @dataclass(frozen=True)
 class Question:
     """Draw one picture with ``left``, one with ``right`` (float32 ``[rows, dim]``), of one prompt
-    and seed; the answer is expected to tell ``bits``."""
+    and seed, at the preference ``scale`` (None: the release's); the answer is expected to tell
+    ``bits``."""
 
     left: Array
     right: Array
     bits: float
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
 class Questioner:
     """``response`` ``[rows, dim, d]``: how far each of the d features of a picture moves per unit
-    of embedding, for embeddings of the usual length, √(rows·dim)."""
+    of embedding, for embeddings of the usual length, √(rows·dim), at the preference ``scale`` that
+    questions are drawn with. (Pictures that differ more are easier to choose from, so it may be
+    larger than the release's own.)"""
 
     choices: ChoiceModel
     response: Array
+    scale: float | None = None
 
     def difference(self, preferred: Array, rejected: Array) -> Array:
         """φ(preferred) − φ(rejected) of pictures' states, ``[..., hidden]`` -> ``[..., d]``."""
@@ -60,23 +65,26 @@ class Questioner:
         bits = taste.information(2 * directions @ response)
         best = _best(directions, bits, skip)
         left = directions[best].reshape(self.response.shape[:2]).astype(np.float32)
-        return Question(left, -left, float(bits[best]))
+        return Question(left, -left, float(bits[best]), self.scale)
 
     def save(self, path: Path) -> None:
         tensors = {
             name: getattr(self.choices, name) for name in ("projection", "mean", "covariance")
         }
         tensors["response"] = self.response
+        if self.scale is not None:
+            tensors["scale"] = np.array(self.scale)
         save_file({n: np.ascontiguousarray(t, np.float64) for n, t in tensors.items()}, path)
 
     @classmethod
     def load(cls, path: Path) -> Questioner:
         """Raises ReleaseError if the file holds none."""
         try:
-            response = load_file(path)["response"]
+            tensors = load_file(path)
+            response, scale = tensors["response"], tensors.get("scale")
         except (OSError, SafetensorError, KeyError) as error:
             raise ReleaseError(f"questions: {error!r}") from error
-        return cls(ChoiceModel.load(path), response)
+        return cls(ChoiceModel.load(path), response, None if scale is None else scale.item())
 
 
 def _best(directions: Array, bits: Array, skip: int) -> int:

@@ -59,7 +59,7 @@ class FakeEncoder:
         self.asked.append((len(pairs), asked))
         if self.error is not None:
             raise self.error
-        return Question(left=LEFT, right=RIGHT, bits=0.25)
+        return Question(left=LEFT, right=RIGHT, bits=0.25, scale=1.5)
 
     async def beat(self) -> Beat:
         if self.error is not None:

@@ -44,6 +44,7 @@ async def test_both_are_drawn_from_one_noise_in_one_go(server: Services, house: 
     assert len(request.seeds) == 2 and len(set(request.seeds)) == 1
     sides = [request.users_of(image) for image in range(2)]
     assert [[weight for _, weight in users] for users in sides] == [[1.0], [1.0]]
+    assert request.preference_scale == 1.5  # the question's own
     for image_id in (asked.left, asked.right):
         assert (await server.images.read(P, image_id))[1] == "image/png"
     assert await server.images.read(P, asked.left) != await server.images.read(P, asked.right)

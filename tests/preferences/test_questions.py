@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_the_same_choices_make_the_same_question_also_once_saved(
     again = Questioner.load(tmp_path / "questions.safetensors")
     made = np.random.default_rng(1).standard_normal((2, D))
     np.testing.assert_array_equal(again.next(made).left, questioner.next(made).left)
+    assert again.next(made).scale is None
+    replace(questioner, scale=1.5).save(tmp_path / "questions.safetensors")
+    assert Questioner.load(tmp_path / "questions.safetensors").next(made).scale == 1.5
 
 
 def test_a_file_without_questions_is_refused(questioner: Questioner, tmp_path: Path) -> None:

@@ -57,9 +57,16 @@ class Interview:
     """The panel's people answer; ``pairs`` are theirs so far, in the order of the answers."""
 
     def __init__(
-        self, release: Release, engine: Engine, encoder: Encoder, panel: Panel, seed: int
+        self,
+        release: Release,
+        engine: Engine,
+        encoder: Encoder,
+        panel: Panel,
+        seed: int,
+        scale: float | None,
     ) -> None:
         self.release, self.engine, self.encoder, self.panel = release, engine, encoder, panel
+        self.scale = scale  # of every picture that is shown
         self.pairs: list[list[Pair]] = [[] for _ in range(len(panel))]
         self.seed, self.choosing = seed, np.random.default_rng(seed)
         self.drawing = np.random.default_rng(seed + 1)
@@ -74,7 +81,10 @@ class Interview:
             self.engine,
             [
                 self.release.defaults.request(
-                    prompt, seed=self.seed + 1000 * round_ + user, users=(User(embedding),)
+                    prompt,
+                    seed=self.seed + 1000 * round_ + user,
+                    users=(User(embedding),),
+                    preference_scale=self.scale,
                 )
                 for side in (left, right)
                 for user, embedding in enumerate(side)
@@ -136,7 +146,9 @@ class Study:
         """Everybody's embedding after 1, 2, … answers: ``[answers, N, rows, dim]``."""
         if way == PAINTED:
             return {"embeddings": np.stack([self._painted(n + 1) for n in range(answers)])}
-        interview = Interview(self.release, self.engine, self.encoder, self.panel, self.seed)
+        interview = Interview(
+            self.release, self.engine, self.encoder, self.panel, self.seed, self.questioner.scale
+        )
         read, bits = [], []
         for _ in range(answers):
             if way == ASKED:

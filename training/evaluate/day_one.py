@@ -120,7 +120,7 @@ def judge_day_one(
     tower = Tower(encoder, seen)
     k = tower.projection.shape[1]
     flat = ChoiceModel(tower.projection, np.zeros(k), np.eye(k))  # its features, and no people
-    without = invert(measure_response(release, encoder, flat, pictures, "cpu")[0])
+    without = invert(measure_response(release, encoder, flat, pictures, None, "cpu")[0])
 
     crowd, rng = people("train", train_people), np.random.default_rng(_CHOICES_SEED)
     crowd_known = taste_features(crowd) @ as_embedding
