@@ -96,7 +96,7 @@ def test_too_few_pictures_are_refused(release: Release) -> None:
     questioner = release.load_questioner()
     assert questioner is not None
     with pytest.raises(ValueError, match="10 pictures cannot tell 24"):
-        measure_response(release, release.load_encoder(), questioner.choices, 10, "cpu")
+        measure_response(release, release.load_encoder(), questioner.choices, 10, None, "cpu")
 
 
 def test_the_command_puts_it_into_a_release(release: Release, tmp_path: Path) -> None:
