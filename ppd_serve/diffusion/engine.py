@@ -134,10 +134,12 @@ class Engine:
         return tickets
 
     def position(self, ticket: Ticket) -> int:
-        """How many wait before this one and must be taken first; 0 once it has been taken."""
+        """How many places must become free before this one has its own; 0: it has, or there is one
+        for it at the next step."""
         with self._changed:
             waiting = list(self._queue)
-        return waiting.index(ticket) + 1 if ticket in waiting else 0
+        before = waiting.index(ticket) + 1 if ticket in waiting else 0
+        return max(0, before - (self.max_rows - self._batch.running))
 
     @property
     def queued(self) -> int:

@@ -19,7 +19,7 @@ from ppd_serve.gateway.records import SEEDS, Records
 from ppd_serve.gateway.running import Job, Jobs
 from ppd_serve.gateway.tastes import Taste
 from ppd_serve.meters import Meters
-from ppd_serve.storage.store import Generation
+from ppd_serve.storage.store import Generation, GenerationState
 
 
 class Drawing:
@@ -107,7 +107,8 @@ class Easel:
                 with stages("draw"), self._full.learning(body.n):
                     first = await drawing.job.run(_next(events))
                 # No record before the engine has it: what it refuses must cost nothing.
-                record = await self._records.begin(project, body, seed, blend, drawing.users)
+                state: GenerationState = "running" if _is_drawn(first) else "queued"
+                record = await self._records.begin(project, body, seed, blend, drawing.users, state)
                 return await self._follow(project, drawing, record, first, events, stages)
             finally:
                 await events.aclose()
@@ -123,7 +124,7 @@ class Easel:
     ) -> Drawn:
         drawing.id = record.generation_id
         self.live[project, drawing.id] = drawing
-        images, running, previewed = [], False, False
+        images, running, previewed = [], record.state == "running", False
         try:
             while event is not None:
                 if isinstance(event, Finished):
@@ -134,7 +135,7 @@ class Easel:
                     images.append(painted)
                     drawing.log.append(painted)
                 else:
-                    if not running and (isinstance(event, Step) or event == Queued(0)):
+                    if not running and _is_drawn(event):
                         running = True
                         await self._records.is_running(project, drawing.id)
                     if isinstance(event, Preview) and not previewed:
@@ -186,6 +187,11 @@ def as_ours(error: BaseException) -> PPDError:
     if isinstance(error, asyncio.CancelledError):  # by nobody's wish: the server stops
         return Interrupted()
     return GenerationFailed()
+
+
+def _is_drawn(event: DrawEvent | None) -> bool:
+    """It says that nothing is waited for any more."""
+    return isinstance(event, Step) or event == Queued(0)
 
 
 async def _next(events: AsyncGenerator[DrawEvent, None]) -> DrawEvent | None:

@@ -39,6 +39,7 @@ class Records:
         seed: int,
         blend: Blend,
         users: Sequence[UserUsed],
+        state: GenerationState,
     ) -> Generation:
         """``seed``: of the first picture. Raises ``NotFound`` if a user or a taste code is no
         longer there."""
@@ -53,6 +54,7 @@ class Records:
             blend.incarnations,
             {"release": self._release, "users": [user.model_dump() for user in users]},
             list(blend.codes),
+            state,
         )
 
     async def is_running(self, project: str, generation_id: str) -> None:

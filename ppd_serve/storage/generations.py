@@ -31,8 +31,9 @@ class GenerationStore(StoreBase):
         users: Mapping[str, str] | None = None,
         answer: Mapping[str, Any] | None = None,
         codes: Sequence[str] = (),
+        state: GenerationState = "queued",
     ) -> Generation:
-        """A new ``queued`` record under a random id. ``users`` maps user id → incarnation; raises
+        """A new record under a random id. ``users`` maps user id → incarnation; raises
         ``NotFound`` when one of these incarnations, or of these taste ``codes``, is gone.
         ``request`` and ``answer`` are JSON."""
         users = users or {}
@@ -57,7 +58,7 @@ class GenerationStore(StoreBase):
             record = GenerationRecord(
                 generation_id=new_id("gen"),
                 project=project,
-                state="queued",
+                state=state,
                 owner=self._owners.me,
                 request=dict(request),
                 error=None,

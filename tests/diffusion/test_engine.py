@@ -118,7 +118,7 @@ def test_the_queue_is_bounded_and_takes_all_or_none() -> None:
         engine.submit_all([ask(), ask()])
     assert full.value.retry_after
     second = engine.submit(ask())
-    assert (engine.position(first), engine.position(second), engine.queued) == (1, 2, 2)
+    assert (engine.position(first), engine.position(second), engine.queued) == (0, 1, 2)
     with pytest.raises(QueueFull):
         engine.submit(ask())
     with engine:

@@ -126,6 +126,7 @@ class FakeDiffuser:
         self.error: Exception | None = None
         self.late_error: Exception | None = None  # after it was taken
         self.asked: list[DrawRequest] = []
+        self.place = 1  # in the queue
         self.cancelled = 0
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[DrawEvent, None]:
@@ -134,7 +135,8 @@ class FakeDiffuser:
         if self.error is not None:
             raise self.error
         try:
-            yield Queued(1)
+            if self.place:
+                yield Queued(self.place)
             await self.gate.wait()
             if self.late_error is not None:
                 raise self.late_error

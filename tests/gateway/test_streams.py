@@ -168,6 +168,15 @@ async def test_with_a_key_it_runs_on_and_is_joined(server: Services, house: Hous
     assert len(house.diffuser.asked) == 1 and house.diffuser.cancelled == 0
 
 
+async def test_what_waits_for_nobody_is_recorded_as_running(server: Services, house: House) -> None:
+    house.diffuser.place = 0
+    house.diffuser.last.clear()
+    submitted = await server.generations.submit(P, TWO, None)
+    assert submitted.state == "running"
+    house.diffuser.last.set()
+    await until(lambda: house.store.get_generation(P, submitted.id).state == "done")
+
+
 async def test_a_record_goes_from_queued_to_done_by_itself(server: Services, house: House) -> None:
     house.diffuser.gate.clear()
     house.diffuser.last.clear()

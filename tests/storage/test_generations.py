@@ -24,6 +24,11 @@ def test_a_record_goes_from_queued_to_its_end(store: Store) -> None:
     assert record.request == {"prompt": "a fox", "n": 2} and record.error is None
 
 
+def test_what_nobody_waits_for_is_running_from_the_start(store: Store) -> None:
+    made = store.create_generation(P, {}, state="running")
+    assert made.state == store.get_generation(P, made.generation_id).state == "running"
+
+
 def test_an_ended_record_stays_ended_and_takes_no_late_picture(store: Store, place: Place) -> None:
     made = store.create_generation(P, {})
     assert store.set_generation(P, made.generation_id, "cancelled")
