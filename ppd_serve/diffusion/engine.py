@@ -216,27 +216,21 @@ class Engine:
                 self._beat = time.monotonic()
                 if self._stopping and not self._draining:
                     return False
-                if not len(self._batch):
-                    self._wait_for_company()
                 if len(self._batch) or self._queue:
                     return True
                 if self._stopping:
                     return False
                 self._changed.wait(IDLE_BEAT_S)
 
-    def _wait_for_company(self) -> None:
-        """Who waits goes on waiting until all places are asked for or nobody came for a moment."""
-        end = time.monotonic() + MOST_COMPANY_S
-        while 0 < len(self._queue) < self.max_rows and not self._stopping:
-            if not self._changed.wait(min(COMPANY_S, end - time.monotonic())):
-                return
-
     def tick(self) -> None:
         """One turn of the engine: what its thread repeats, and nobody else once it is started."""
-        started = time.monotonic()
         self._ticks += 1
         self._batch.drop_cancelled()
+        idle = not len(self._batch)
         self._admit()
+        if idle:
+            self._wait_for_company()
+        started = time.monotonic()
         stepped = self._batch.step(self.max_rows)
         self._batch.decode()
         if stepped:
@@ -256,6 +250,21 @@ class Engine:
             except BaseException:
                 self._settle(ticket, GenerationFailed("the engine died"))
                 raise
+
+    def _wait_for_company(self) -> None:
+        """Admit whoever comes until every place is taken or nobody came for ``COMPANY_S``."""
+        end = time.monotonic() + MOST_COMPANY_S
+        while 0 < self._batch.running < self.max_rows:
+            if not self._somebody_comes(min(COMPANY_S, end - time.monotonic())):
+                return
+            self._batch.drop_cancelled()
+            self._admit()
+
+    def _somebody_comes(self, seconds: float) -> bool:
+        with self._changed:
+            if not (self._queue or self._stopping):
+                self._changed.wait(seconds)
+            return bool(self._queue) and not self._stopping
 
     def _settle(self, ticket: Ticket, outcome: Result | PPDError) -> None:
         """End a request once: a cancel that was acknowledged wins over a late picture."""
