@@ -17,6 +17,7 @@ from ppd_serve.diffusion.request import GenerationRequest
 
 Format = Literal["png", "webp", "jpeg"]
 
+_PNG_LEVEL = 3  # half the time of zlib's usual 6 for a twelfth more bytes
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 
 
@@ -49,7 +50,7 @@ def encode_picture(pixels_HW3: np.ndarray, format: Format = "png", text: str = "
     if format == "png":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
-        image.save(out, "PNG", pnginfo=chunks if text else None)
+        image.save(out, "PNG", pnginfo=chunks if text else None, compress_level=_PNG_LEVEL)
         return out.getvalue()
     exif = Image.Exif()
     if text:
