@@ -24,7 +24,8 @@ for its Python and processor (a ``pip show`` there tells what is missing)::
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \\
         --platform manylinux2014_x86_64 --dest wheels -c constraints.txt \\
         diffusers safetensors accelerate peft pydantic pydantic-core pydantic-settings \\
-        annotated-types typing-inspection python-dotenv psutil typer rich tensorboard bitsandbytes
+        annotated-types typing-inspection python-dotenv psutil typer rich tensorboard \\
+        bitsandbytes pillow requests urllib3 charset-normalizer certifi protobuf absl-py
 
 and there, beside this repository::
 

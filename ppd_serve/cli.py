@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ from ppd_serve import keys_cli, release_cli
 from ppd_serve.cli_settings import ConfigOption, DataOption, given_settings
 from ppd_serve.errors import PPDError
 from ppd_serve.manifest import read_manifest
+
+# On some CPUs it says whenever diffusers is imported that a kernel is not installed; others do.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False

@@ -32,6 +32,7 @@ from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.errors import InvalidInput, ReleaseError
 from ppd_serve.manifest import MANIFEST, Manifest, Source, invalid, is_commit, read_manifest
 from ppd_serve.preferences.model_files import HubModel
+from ppd_serve.release_parts import refuse_incomplete_backbone, refuse_incomplete_encoder
 
 if TYPE_CHECKING:
     from ppd_serve.preferences.encoder import Encoder
@@ -177,10 +178,19 @@ class Release:
         unlisted = files - self.manifest.checksums.keys()
         if weights := sorted(name for name in unlisted if name.endswith(".safetensors")):
             raise ReleaseError(f"{weights[0]} has no checksum")
+        self._check_parts()
         try:
             self._check_adapter()
         except ReleaseError as error:
             raise ReleaseError(f"{self.manifest.adapter}: {error}") from None
+
+    def _check_parts(self) -> None:
+        """Of those in this directory, what they are made of."""
+        backbone, encoder = self.manifest.backbone, self.manifest.encoder
+        if not backbone.hub_id:
+            refuse_incomplete_backbone(self.backbone_path, str(backbone))
+        if encoder and not encoder.hub_id and encoder_model(self._locate(encoder)) is None:
+            refuse_incomplete_encoder(self._locate(encoder), str(encoder))
 
     def _check_adapter(self) -> None:
         """Shapes only: of the denoiser no weights are read."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ppd_serve.errors import ReleaseError
 from ppd_serve.manifest import read_manifest
@@ -127,7 +127,7 @@ def diff(before: DirectoryArg, after: DirectoryArg, as_json: JsonOption = False)
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in found], indent=2))
         return
-    table = Table("what", "before", "after", "means")
+    table = Table(Column("what", overflow="fold"), "before", "after", "means")
     for each in found:
         table.add_row(each.what, _short(each.before), _short(each.after), each.means)
     Console().print(table if found else "no difference")

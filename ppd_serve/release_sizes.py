@@ -15,11 +15,13 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from ppd_serve.diffusion.backbone import loaded_parts
 from ppd_serve.preferences.quantisation import BLOCK, layers_kept
 
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 FOUR_BIT = 0.5 + 4 / BLOCK  # a float32 scale for every block
-NEVER_LOADED = "safety_checker"
+# No longer where pipelines say that it is: see ``StableCascade.load``.
+MOVED = {("diffusers", "PaellaVQModel"): "diffusers.pipelines.deprecated.wuerstchen"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,10 @@ def size_of(name: str, model: nn.Module) -> Size:
 
 def backbone_sizes(path: Path) -> list[Size]:
     """Of every model of a saved pipeline that is served."""
-    index = json.loads((path / "model_index.json").read_text())
-    named = {name: kind for name, kind in index.items() if isinstance(kind, list) and all(kind)}
     return [
         size_of(name, _on_meta(path / name, *kind))
-        for name, kind in named.items()
-        if name != NEVER_LOADED and (path / name / "config.json").exists()
+        for name, kind in loaded_parts(path).items()
+        if (path / name / "config.json").exists()
     ]
 
 
@@ -72,7 +72,7 @@ def tensors_size(name: str, file: Path) -> Size:
 
 
 def _on_meta(path: Path, library: str, kind: str) -> nn.Module:
-    cls: Any = getattr(_module(library), kind)
+    cls: Any = getattr(_module(MOVED.get((library, kind), library)), kind)
     with torch.device("meta"):
         if issubclass(cls, PreTrainedModel):
             return cls(cls.config_class.from_pretrained(path))  # type: ignore[no-any-return]
@@ -81,7 +81,7 @@ def _on_meta(path: Path, library: str, kind: str) -> nn.Module:
 
 def _module(library: str) -> ModuleType:
     """What a pipeline's index means: a library, or a pipeline of diffusers with its own models."""
-    if library in ("diffusers", "transformers"):
+    if library in ("diffusers", "transformers", *MOVED.values()):
         return importlib.import_module(library)
     try:
         return importlib.import_module(f"diffusers.pipelines.{library}")

@@ -254,6 +254,13 @@ async def test_an_encoder_of_another_shape_does_not_start(monkeypatch: pytest.Mo
         encoder(monkeypatch, Reader(), (2, 4))
 
 
+def test_an_encoder_in_another_precision_does_not_start(tmp_path: Path) -> None:
+    """Than the release was built for: its embeddings are of another space."""
+    release = make_tiny_release(tmp_path)
+    with pytest.raises(ReleaseError, match=f"the release's {release.embedding_space}"):
+        Encoder(str(release.path), EncoderPart(threads=1, dtype="bfloat16"))
+
+
 async def test_the_encoder_asks_what_it_knows_least(tmp_path: Path) -> None:
     release = make_tiny_release(tmp_path)
     part = Encoder(str(release.path), EncoderPart(threads=1))

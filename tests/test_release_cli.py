@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +20,12 @@ from typer.testing import CliRunner
 
 from ppd_serve.cli import app
 from ppd_serve.errors import ReleaseError
-from ppd_serve.release import MANIFEST, Release, load_release
+from ppd_serve.release import MANIFEST, Release, load_release, write_release
 from ppd_serve.release_build import source
 from ppd_serve.settings import STUDIO
 from tests.tiny_release import make_tiny_release
 from tests.twins.encoders import CLIP_DIM, make_clip
+from tests.twins.releases import TWINS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SAMPLING = ["--size", "64x64", "--size", "32x64", "--steps", "4", "--guidance-scale", "3",
@@ -309,6 +312,15 @@ def test_a_good_one(published: Release, directory: str) -> None:
     assert (done.exit_code, done.stdout) == (0, "ok\n")
 
 
+def test_a_program_says_no_more(published: Release) -> None:
+    """Than the line that is tested everywhere else, whatever libraries have to say."""
+    program = Path(sys.executable).with_name("ppd")
+    done = subprocess.run(
+        [program, "release", "check", published.path], check=True, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
 def test_no_release_at_all(tmp_path: Path) -> None:
     for command in ("check", "describe"):
         assert "holds no release.json" in refused(command, tmp_path)
@@ -324,6 +336,56 @@ def test_a_pickle(release: Path) -> None:
 def test_a_missing_part(release: Path, part: str) -> None:
     shutil.rmtree(release / part) if (release / part).is_dir() else (release / part).unlink()
     assert refused("check", release) == f"{part} is missing"
+
+
+@pytest.mark.parametrize("command", ["build", "check"])
+@pytest.mark.parametrize(
+    ("gone", "why"),
+    [
+        ("backbone/vae", "backbone/vae is missing"),
+        ("backbone/tokenizer", "backbone/tokenizer is missing"),
+        ("backbone/unet/diffusion_pytorch_model.safetensors", "backbone/unet holds no weights"),
+        ("encoder/model.safetensors", "encoder holds no weights"),
+    ],
+)
+def test_a_part_of_a_part_that_was_never_there(
+    release: Path, command: str, gone: str, why: str
+) -> None:
+    """Nor has a checksum."""
+    shutil.rmtree(release / gone) if (release / gone).is_dir() else (release / gone).unlink()
+    if command == "check":
+        write_release(release, load_release(release).manifest)
+    before = (release / MANIFEST).read_bytes()
+    assert refused(command, release, *["--dtype", "float32"] * (command == "build")).startswith(why)
+    assert (release / MANIFEST).read_bytes() == before
+
+
+def test_weights_in_many_files(release: Path) -> None:
+    """As large models have them; all that the list names must be there."""
+    unet = release / "backbone/unet"
+    whole = unet / "diffusion_pytorch_model.safetensors"
+    names = [f"diffusion_pytorch_model-{n}.safetensors" for n in (1, 2)]
+    state = load_file(whole)
+    keys = list(state)
+    for name, half in zip(names, (keys[::2], keys[1::2]), strict=True):
+        save_file({key: state[key] for key in half}, unet / name)
+    listed = {key: names[n % 2] for n, key in enumerate(keys)}
+    (unet / f"{whole.name}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": listed})
+    )
+    whole.unlink()
+    assert ppd("build", release).exit_code == 0
+    load_release(release).load_backbone()
+    (unet / names[1]).unlink()
+    assert refused("build", release) == f"backbone/unet/{names[1]} is missing"
+
+
+def test_parts_that_nobody_loads_may_be_missing(release: Path) -> None:
+    index = json.loads((release / "backbone/model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (release / "backbone/model_index.json").write_text(json.dumps(index))
+    assert ppd("build", release).exit_code == 0
+    load_release(release).load_backbone()
 
 
 def test_a_changed_file(release: Path) -> None:
@@ -411,6 +473,20 @@ def test_describes_the_shipped_one_for_people() -> None:
         assert word in done.stdout
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_describes_every_family(name: str, tmp_path: Path) -> None:
+    made = TWINS[name](tmp_path, make_encoder=None)
+    backbone = made.load_backbone()
+    models = told("describe", tmp_path)["parts"]["backbone"]["models"]
+    found = {model["name"]: model["parameters"] for model in models}
+    stages = [backbone.denoiser, *(stage.denoiser for stage in backbone.later)]
+    counted = [sum(p.numel() for p in denoiser.parameters()) for denoiser in stages]
+    assert set(counted) < set(found.values())
+    texts = {"sd15": 1, "sdxl": 2, "stable_cascade": 1}[name]
+    assert sum("text_encoder" in part for part in found) == texts
+    assert len(found) == len(stages) + texts + 1, "and an autoencoder"
+
+
 def test_describes_models_that_a_pipeline_defines_itself(release: Path) -> None:
     """As Stable Diffusion's safety checker, of transformers' kind, which nobody loads."""
     before = told("describe", release)["parts"]["backbone"]["models"]
@@ -454,6 +530,13 @@ def test_what_a_change_means(release: Path, published: Release) -> None:
     assert "another encoder" in found["encoder/encoder.json"]["means"]
     assert found["questions"]["after"] is None
     assert "must be made again" in " ".join(ppd("diff", published.path, release).stdout.split())
+
+
+def test_names_are_whole_where_there_is_little_room(published: Release) -> None:
+    narrow = CliRunner(env={"COLUMNS": "60"})
+    done = narrow.invoke(app, ["release", "diff", str(published.path), str(STUDIO)])
+    cells = [line.split("│")[1].strip() for line in done.stdout.splitlines() if "│" in line]
+    assert "backbone/unet/diffusion_pytorch_model.safetensors" in "".join(cells)
 
 
 def test_another_release_altogether(published: Release) -> None:

@@ -46,6 +46,14 @@ FAMILIES = {
 """The pipeline class that a directory names, and the class here that serves it: imported when one
 is loaded. Each has ``load(path, device, dtype)`` and ``compile()``."""
 
+LEFT_OUT = {
+    "StableDiffusionPipeline": {"safety_checker"},
+    "StableCascadeCombinedPipeline": {
+        "text_encoder", "tokenizer", "prior_image_encoder", "prior_feature_extractor",
+    },
+}  # fmt: skip
+"""Of a pipeline's parts, those that nobody here loads."""
+
 DENOISERS = ("unet", "prior_prior")
 """What pipelines call the first stage's denoiser."""
 
@@ -156,6 +164,15 @@ def empty_denoiser(path: Path) -> nn.Module:
                 denoiser: nn.Module = kind.from_config(kind.load_config(path / part))
             return denoiser
     raise ReleaseError(f"{path.name} holds no denoiser that this server knows")
+
+
+def loaded_parts(path: Path) -> dict[str, tuple[str, str]]:
+    """Of a pipeline's parts those that are loaded: their names, and the library and class of each.
+    ReleaseError if the directory holds no pipeline."""
+    index = _index(path)
+    left_out = LEFT_OUT.get(index["_class_name"], set())
+    named = {name: kind for name, kind in index.items() if isinstance(kind, list) and all(kind)}
+    return {name: (kind[0], kind[1]) for name, kind in named.items() if name not in left_out}
 
 
 def _index(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,8 @@ from ppd_serve.settings import Settings
 from tests.api.doubles import png
 from tests.e2e.server import Server
 from tests.tiny_release import make_tiny_release
+from tests.twins.day_one import make_day_one
+from tests.twins.encoders import make_fitted_vlm
 from tests.twins.releases import TWINS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -32,7 +35,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 MINIATURES: dict[str, Callable[[Path], object]] = {
     "studio": make_tiny_release,
-    **{name.replace("_", "-"): make for name, make in TWINS.items()},
+    "sd15": make_day_one,
+    "sdxl": partial(TWINS["sdxl"], make_encoder=partial(make_fitted_vlm, "qwen2_5_vl")),
+    "stable-cascade": partial(
+        TWINS["stable_cascade"], make_encoder=partial(make_fitted_vlm, "smolvlm")
+    ),
 }
 """By the name of the file, what writes a release of these models to a directory."""
 

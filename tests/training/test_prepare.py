@@ -20,6 +20,7 @@ from tests.training.shards import picture, row
 from training.__main__ import app
 from training.data.choice_set import ChoiceSet
 from training.data.choices import Skipped, choice_of
+from training.data.closeness import unit
 from training.data.prepare import _text, prepare
 from training.data.readings import split_of
 from training.data.sources import choices_of
@@ -62,7 +63,20 @@ def test_readings_are_what_the_server_would_read(release: Release, tmp_path: Pat
     assert np.abs(found.readings[0] - release.load_encoder().embed(pairs).embedding).max() > 1e-4
 
 
-def test_of_the_prompts_states_only_one_is_on_the_device() -> None:
+def test_prompts_are_mapped_and_kept_once(release: Release, tmp_path: Path) -> None:
+    """Of SDXL, those of a large set are tens of gigabytes each time."""
+    found = prepare(CHOICES[:3], release, tmp_path, dtype="bfloat16")  # too few to be read
+    assert found.prompt_features is None
+    assert all(isinstance(states, np.memmap) for states in found.text.values())
+    assert not list(tmp_path.glob("*.raw"))
+    prompts = unit(found.text["states"][found.prompt].reshape(len(found), -1))
+    pictures = found.picture_features
+    assert pictures is not None
+    nearness = (prompts @ prompts.T + pictures[found.preferred] @ pictures[found.rejected].T) / 2
+    np.testing.assert_allclose(found.distance(np.arange(len(found))), 1 - nearness, atol=1e-6)
+
+
+def test_of_the_prompts_states_only_one_is_held(tmp_path: Path) -> None:
     class Halved:
         """A backbone's text in half precision; says how many of its states are still held."""
 
@@ -77,8 +91,9 @@ def test_of_the_prompts_states_only_one_is_on_the_device() -> None:
             return {"states": state}
 
     backbone = Halved()
-    found = _text(backbone, ["a", "abc", "ab", None])  # type: ignore[arg-type]
+    found = _text(backbone, ["a", "abc", "ab", None], tmp_path)  # type: ignore[arg-type]
     assert backbone.most <= 1
+    assert isinstance(found["states"], np.memmap) and not list(tmp_path.iterdir())
     assert found["states"].tolist() == [[1, 1], [3, 3], [2, 2], [0, 0]]
 
 

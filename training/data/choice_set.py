@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.data.closeness import unit
+
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
 ABOUT = "about.json"  # written last: a directory without it holds no whole set
@@ -29,9 +31,9 @@ class ChoiceSet:
     ``readings`` ``[R, rows, dim]`` are embeddings, ``reading_pairs`` how many pairs each has read.
     ``read_in`` is the reading that saw a pair, or -1: nobody learns a choice by having read it.
     ``known`` ``[U, rows, dim]``: if there is one, the embedding an all-knowing reader would give.
-    ``prompt_features`` ``[Q, F]`` and ``picture_features`` ``[M, F]`` (unit length) are what RPO
-    measures nearness in; ``weight`` are SmPO's. ``judged`` ``[V, 4]``: verdicts on single pictures,
-    each a user, a prompt, a picture, and 1 if it was liked.
+    ``prompt_features`` ``[Q, F]`` (None: ``text``'s states) and ``picture_features`` ``[M, F]``, of
+    unit length, are what RPO measures nearness in; ``weight`` are SmPO's. ``judged`` ``[V, 4]``:
+    verdicts on single pictures, each a user, a prompt, a picture, and 1 if it was liked.
     """
 
     user: Index
@@ -95,9 +97,13 @@ class ChoiceSet:
 
     def distance(self, pairs: Index) -> Tensor:
         """RPO's ``D_ij = 1 - cos``, winner i with its prompt to loser j with its own: [B, B]."""
-        if self.prompt_features is None or self.picture_features is None:
+        if self.picture_features is None:
             raise ValueError("objective: rpo needs a choice set prepared with features")
-        prompt = self.prompt_features[self.prompt[pairs]]
+        prompts = self.prompt[pairs]
+        if self.prompt_features is not None:
+            prompt = self.prompt_features[prompts]
+        else:
+            prompt = unit(self.text["states"][prompts].reshape(len(prompts), -1))
         w = self.picture_features[self.preferred[pairs]]
         x = self.picture_features[self.rejected[pairs]]
         cosine = (prompt @ prompt.T + w @ x.T) / 2

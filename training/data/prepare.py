@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -77,16 +77,13 @@ def prepare(
     states, reading_user, read_in = _read(prepared, release, how, workers)
     (out / _CHUNKS).unlink(missing_ok=True)
     prompts = list(prepared.prompts)
-    text = {k: v.numpy() for k, v in _text(backbone, [*prompts, None]).items()}
+    text = _text(backbone, [*prompts, None], out)
     found = ChoiceSet(
         user=np.array(prepared.user), prompt=np.array(prepared.prompt),
         preferred=np.array(prepared.preferred), rejected=np.array(prepared.rejected),
         read_in=read_in, latents=prepared.latents(), text=text, readings=states,
         reading_user=reading_user, reading_pairs=np.full(len(states), READ_AT_ONCE),
-        prompt_features=(
-            closeness.prompts(prompts) if closeness
-            else unit(next(iter(text.values()))[:-1].reshape(len(prompts), -1))
-        ),
+        prompt_features=closeness.prompts(prompts) if closeness else None,
         picture_features=unit(np.concatenate(prepared.features)),
         judged=np.array(prepared.judged) if prepared.judged else None,
         about={
@@ -154,10 +151,7 @@ class _Streamed:
             self._chunks.close()
 
     def latents(self) -> Array:
-        shape = (len(self.pictures), *self.shape[1:])
-        raw = np.memmap(self.out / "latents.raw", np.float32, "r", shape=shape)
-        (self.out / "latents.raw").unlink()  # mapped until it is saved as an array
-        return raw
+        return _mapped(self.out / "latents.raw", (len(self.pictures), *self.shape[1:]))
 
     def _picture(self, name: str, data: bytes) -> int:
         if name not in self.pictures:
@@ -260,10 +254,23 @@ def ray_here(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _text(backbone: Backbone, prompts: list[str | None]) -> dict[str, torch.Tensor]:
-    """Float32 and in main memory as they are made: of SDXL, hundreds of prompts fill a GPU."""
-    states = [
-        {key: state.float().cpu() for key, state in backbone.encode(prompt).items()}
-        for prompt in track(prompts, description="prompts")
-    ]
-    return {key: torch.cat([s[key] for s in states]) for key in states[0]}
+def _text(backbone: Backbone, prompts: list[str | None], out: Path) -> dict[str, Array]:
+    """Float32 ``[prompts, ...]``, on disk as they are made: of SDXL, hundreds of prompts fill a GPU
+    and tens of thousands the memory."""
+    raw: dict[str, BinaryIO] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    with ExitStack() as files:
+        for prompt in track(prompts, description="prompts"):
+            for key, state in backbone.encode(prompt).items():
+                if key not in raw:
+                    raw[key] = files.enter_context((out / f"text-{key}.raw").open("wb"))
+                shapes[key] = len(prompts), *state.shape[1:]
+                raw[key].write(state.float().cpu().numpy().tobytes())
+    return {key: _mapped(out / f"text-{key}.raw", shape) for key, shape in shapes.items()}
+
+
+def _mapped(raw: Path, shape: tuple[int, ...]) -> Array:
+    """The file's numbers; it is gone as soon as nobody looks at them."""
+    found = np.memmap(raw, np.float32, "r", shape=shape)
+    raw.unlink()
+    return found
