@@ -85,9 +85,13 @@ def train(
     """
     from pydantic import ValidationError
 
+    from training.data.choice_set import is_prepared
     from training.recipes import recipe as named
-    from training.run import Job, train_on_ray
+    from training.run import STUDIO, Job, train_on_ray
     from training.run import train as run
+
+    if data != STUDIO and not is_prepared(Path(data) / "train"):
+        raise typer.BadParameter(f"{data}: `prepare` has written nothing here", param_hint="--data")
 
     chosen = {
         "steps": steps, "batch": batch, "micro_batch": micro_batch, "seed": seed, "bf16": bf16,

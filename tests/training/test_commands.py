@@ -130,4 +130,5 @@ def test_a_wrong_word_is_named(tmp_path: Path) -> None:
 
     assert "studio-ppd" in said("--recipe", "studio")
     assert "steps" in said("--steps", "0")
+    assert "prepare" in said("--data", str(tmp_path / "nowhere"))
     assert "24 is no multiple of micro_batch" in said("--micro-batch", "7")

@@ -138,6 +138,11 @@ class ChoiceSet:
         return cls(**found)
 
 
+def is_prepared(directory: Path) -> bool:
+    """Whether a whole set was saved here."""
+    return (directory / ABOUT).exists()
+
+
 _ARRAYS = (
     "user", "prompt", "preferred", "rejected", "read_in", "latents", "readings", "reading_user",
     "reading_pairs", "known", "prompt_features", "picture_features", "weight", "judged",
