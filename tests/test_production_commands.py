@@ -1,4 +1,4 @@
-"""docs/production.md and deployments/: every command of ours exists and has these options."""
+"""README.md, docs/production.md and deployments/: every command of ours exists and has these options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppd_serve.cli import app as ppd
 from training.__main__ import app as training
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/production.md", "deployments/README.md")
+PAGES = ("README.md", "docs/production.md", "deployments/README.md")
 PROGRAMS = {("ppd",): ppd, ("python", "-m", "training"): training}
 
 
