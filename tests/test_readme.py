@@ -13,11 +13,8 @@ A comment before each block says how it is checked:
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +27,7 @@ import typer
 
 from ppd_serve.release import load_release
 from training.__main__ import app
+from training.local_server import local_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -141,43 +139,11 @@ def test_training_commands_run_short(tmp_path: Path):
     assert made.version.endswith("+dpo-user")
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The address of ``ppd serve`` with the default release and a database of its own."""
-    command = [
-        Path(sys.executable).parent / "ppd",
-        "serve",
-        "--port",
-        free_port(),
-        "--data",
-        tmp_path / "d",
-    ]
-    with open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if found := re.search(r"ready (http://\S+)", line):
-                    yield found[1].rstrip("/")
-                    break
-            else:
-                log.seek(0)
-                pytest.fail(f"the server did not start:\n{log.read()[-3000:]}")
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    with local_server() as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -54,8 +54,9 @@ class Bootstrap(BackboneStages, EncoderStages):
     # --- adapter ------------------------------------------------------------------------------
 
     def choices(self, split: str, backbone: Backbone) -> ChoiceSet:
-        train = split == "train"
-        people, readings = (self.budget.people, self.budget.readings) if train else (300, 3)
+        budget = self.budget
+        train, dev = (budget.people, budget.readings), (budget.dev_people, 3)
+        people, readings = train if split == "train" else dev
         return assemble(
             self.pool(split), self.latents(split) * self.scaling_factor(), caption_text(backbone),
             self.audience(split, people, readings), self.transform(), self.features(split),
@@ -79,13 +80,13 @@ class Bootstrap(BackboneStages, EncoderStages):
         )  # fmt: skip
 
         def make(draft: Path) -> None:
-            run = self.training(how)
+            run, glance = self.training(how), min(256, self.budget.gate_pairs)
             unseen = PreferenceTraining(
                 _judging(how), self.choices("dev", run.policy.backbone), run.policy
             )
 
             def peek(_: int) -> Metrics:
-                return {"dev_accuracy": implicit_accuracy(unseen, pairs=256).value}
+                return {"dev_accuracy": implicit_accuracy(unseen, pairs=glance).value}
 
             stage = stage_of(run, name, self.work)
             stage.peek, stage.peek_every = peek, 200

@@ -19,8 +19,10 @@ class Budget:
     base_steps: int = 4_000
     base_batch: int = 32
     profile_steps: int = 2_000
+    profile_batch: int = 96  # pairs read in a step
     people: int = 2_000
     readings: int = 6
+    dev_people: int = 300  # held out, three readings each: what adapter and gate are judged on
     directions: int = 8  # probe on dev people: cosine .41, .45, .45, .45 from 6, 8, 12, 16
     adapter_steps: int = 1_200
     adapter_batch: int = 24
@@ -35,7 +37,7 @@ BUDGETS = {
     "tiny": Budget(
         pool=1_000, dev_pool=500, autoencoder_steps=40, decoder_steps=15, look_steps=120,
         base_steps=40, base_batch=16, profile_steps=120, people=200, readings=3, adapter_steps=15,
-        population_steps=5, gate_pairs=64, question_pictures=16, report_users=4,
+        adapter_batch=4, population_steps=5, gate_pairs=16, question_pictures=16, report_users=4,
     ),
     "cuda": Budget(
         pool=60_000, autoencoder_steps=8_000, autoencoder_batch=32, decoder_steps=8_000,

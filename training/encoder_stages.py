@@ -55,8 +55,11 @@ class EncoderStages(Workbench):
             model = self.seeing().train()
             self.train(vlm_lessons.profile_stage(
                 self.reader(model, "train"), self.pool(), self.work,
-                steps=self.budget.profile_steps,
-                held_out=(self.reader(model, "dev"), self.pool("dev"), people("dev", 300)),
+                steps=self.budget.profile_steps, readings=self.budget.profile_batch,
+                held_out=(
+                    self.reader(model, "dev"), self.pool("dev"),
+                    people("dev", self.budget.dev_people),
+                ),
                 trained=self.start is not None,
             ))  # fmt: skip
             model.half().save_pretrained(draft)

@@ -21,9 +21,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of a module: each uses users of its own."""
+    """One server for all tests that need no other: each uses users of its own."""
     server = Server(release, tmp_path_factory.mktemp("server")).start()
     yield server
     assert server.stop() == 0, "\n".join(server.tail)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +37,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def release(work: Path) -> Iterator[Release]:
+def release(work: Path) -> Release:
     """Made here, once, from nothing."""
     threads = torch.get_num_threads()
-    path = Bootstrap(work, BUDGETS["tiny"], threads=2).release(work / "release", version="0")
-    yield load_release(path)
-    torch.set_num_threads(threads)
+    try:
+        path = Bootstrap(work, BUDGETS["tiny"], threads=2).release(work / "release", version="0")
+    finally:
+        torch.set_num_threads(threads)
+    return load_release(path)
 
 
 def test_it_ends_in_a_release_that_can_be_served(release: Release) -> None:
@@ -129,9 +130,10 @@ def test_the_shipped_encoder_reads_as_the_trainer_did(work: Path, release: Relea
 # --- stopping -------------------------------------------------------------------------------
 
 SHORT = dataclasses.replace(
-    BUDGETS["tiny"], pool=96, dev_pool=64, autoencoder_steps=4, decoder_steps=3, look_steps=4,
-    base_steps=4, profile_steps=4, people=24, readings=2, directions=4, adapter_steps=3,
-    population_steps=2, gate_pairs=32, report_users=3,
+    BUDGETS["tiny"], pool=96, dev_pool=64, autoencoder_steps=3, autoencoder_batch=2,
+    decoder_steps=3, look_steps=3, base_steps=3, base_batch=4, profile_steps=3, profile_batch=12,
+    people=24, readings=2, dev_people=12, directions=2, adapter_steps=3, adapter_batch=4,
+    population_steps=2, gate_pairs=4, question_pictures=4, report_users=3,
 )  # fmt: skip
 
 

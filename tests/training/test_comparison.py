@@ -1,13 +1,18 @@
-"""The comparison at its smallest: the real release, a few people, one step of training."""
+"""The comparison at its smallest: the real release, drawing in a few steps; a few people, and one
+step of training."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ppd_serve.release import load_release
+from ppd_serve.release import load_release, write_release
+from ppd_serve.settings import STUDIO
+from training import run
 from training.comparison import synthetic_users
 from training.comparison.methods import Arm, compare_methods, methods_markdown
 from training.comparison.style import compare_style, painted, style_markdown
@@ -23,8 +28,17 @@ from training.data.pool import load_pool
 from training.data.world import AXES, CAPTIONS
 from training.evaluate import interpolation
 
-RELEASE = Path("ppd_serve/assets/studio")
 POOL = 300
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("release") / "studio"
+    shutil.copytree(STUDIO, path)
+    named = load_release(path).manifest
+    few_steps = {"defaults": replace(named.defaults, steps=4)}
+    write_release(path, named.model_copy(update=few_steps))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +53,22 @@ def a_small_studio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studio, "PEOPLE", {"train": 12, "dev": 4})
     monkeypatch.setattr(synthetic_users, "_PAIRS", {"train": 12, "dev": 4})
     monkeypatch.setattr(interpolation, "PICTURES", 1)
+    monkeypatch.setattr(run, "HELD_OUT_BATCHES", (1, 1))
 
 
 @pytest.mark.slow
-def test_methods_side_by_side(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_side_by_side(
+    release: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arms = (Arm("kto", "none"), Arm("dpo", "user"))
 
-    def run() -> dict:
+    def compared() -> dict:
         return compare_methods(
-            RELEASE, tmp_path, work, split="dev", users=3, seeds=2, steps=1, arms=arms,
+            release, tmp_path, work, split="dev", users=3, seeds=2, steps=1, arms=arms,
             pool_size=POOL,
         )  # fmt: skip
 
-    report = run()
+    report = compared()
     assert set(report["arms"]) == {"kto-none", "dpo-user"} and set(report["ppd_minus"]) == {
         "kto-none"
     }
@@ -65,25 +82,25 @@ def test_methods_side_by_side(work: Path, tmp_path: Path, monkeypatch: pytest.Mo
     # All of it is kept: a second call neither trains nor draws.
     monkeypatch.setattr("training.comparison.runs.draw", None)
     monkeypatch.setattr("training.comparison.runs.train", None)
-    assert run() == report
+    assert compared() == report
 
 
 @pytest.mark.slow
-def test_pictures_of_another_panel_are_not_taken(work: Path, tmp_path: Path) -> None:
-    def run(users: int) -> dict:
+def test_pictures_of_another_panel_are_not_taken(release: Path, work: Path, tmp_path: Path) -> None:
+    def compared(users: int) -> dict:
         return compare_methods(
-            RELEASE, tmp_path, work, split="dev", users=users, seeds=1, steps=1, arms=(),
+            release, tmp_path, work, split="dev", users=users, seeds=1, steps=1, arms=(),
             pool_size=POOL,
         )  # fmt: skip
 
-    run(2)
+    compared(2)
     with pytest.raises(ValueError, match="holds 2 pictures, not 3"):
-        run(3)
+        compared(3)
 
 
 @pytest.mark.slow
-def test_synthetic_users_want_one_thing_each(work: Path, tmp_path: Path) -> None:
-    made = their_choices(load_release(RELEASE), work, "dev")
+def test_synthetic_users_want_one_thing_each(release: Path, work: Path, tmp_path: Path) -> None:
+    made = their_choices(load_release(release), work, "dev")
     judged = load_pool(work / "pool", "dev", POOL).scores
     better = judged[made.preferred] - judged[made.rejected]
     own = better[np.arange(len(made)), made.user]
@@ -91,7 +108,7 @@ def test_synthetic_users_want_one_thing_each(work: Path, tmp_path: Path) -> None
     assert np.linalg.matrix_rank(made.readings.reshape(len(AXES), -1)) == len(AXES)
 
     report = compare_synthetic_users(
-        RELEASE, tmp_path, work, split="dev", pictures=1, steps=1, pool_size=POOL
+        release, tmp_path, work, split="dev", pictures=1, steps=1, pool_size=POOL
     )
     assert set(report["gains"]) == {"sft", "dpo", "ppd"}
     assert report["between"]["pairs"] == 4
@@ -99,9 +116,9 @@ def test_synthetic_users_want_one_thing_each(work: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_one_style_for_everybody(work: Path, tmp_path: Path) -> None:
+def test_one_style_for_everybody(release: Path, work: Path, tmp_path: Path) -> None:
     report = compare_style(
-        RELEASE, tmp_path, work, split="dev", pictures=8, steps=1, pool_size=POOL
+        release, tmp_path, work, split="dev", pictures=8, steps=1, pool_size=POOL
     )
     assert set(report["alignment"]) == {"base", "sft", "dpo", "kto", "rpo", "rpo-inside"}
     for row in report["alignment"].values():

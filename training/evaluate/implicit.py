@@ -18,9 +18,10 @@ _FIRST_STEP = 1 << 40  # beyond any training's draws
 
 @torch.no_grad()
 def implicit_accuracy(run: PreferenceTraining, *, pairs: int, draws: int = 1) -> Rate:
-    """Over the first ``pairs`` held-out choices of ``run.choices``, whole batches only."""
-    batch, right = run.recipe.batch, 0
-    batches = max(1, pairs // batch)
+    """Over the first ``pairs`` held-out choices of ``run.choices``: whole batches, or less than
+    one."""
+    batch, right = min(run.recipe.batch, pairs), 0
+    batches = pairs // batch
     for number in range(batches):
         samples = run.samples(_FIRST_STEP + number, range(batch))
         margin = torch.zeros(batch)
