@@ -8,7 +8,9 @@ A comment before each block says how it is checked:
   ``make test`` is what runs this test, and the others start from the same set-up.
 - ``readme: short``   run in the README's order, with two training steps in place of many;
 - ``readme: options`` a training command that would take hours: it exists and has these options
-  (tests/training/test_bootstrap.py runs them all on a tiny budget).
+  (tests/training/test_bootstrap.py runs them all on a tiny budget);
+- ``readme: hub``     needs the hub and a GPU: it has these options (test_production_commands.py), and
+  runs on models in miniature (e2e/test_deployments.py).
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def execute(block: Block, where: Path, url: str = URL) -> str:
 
 
 def test_every_block_says_how_it_is_checked():
-    kinds = {"run", "server", "make", "short", "options"}
+    kinds = {"run", "server", "make", "short", "options", "hub"}
     assert [str(block) for block in BLOCKS if block.check not in kinds] == []
     assert {block.check for block in BLOCKS} == kinds
 
