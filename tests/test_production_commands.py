@@ -1,4 +1,4 @@
-"""README.md, docs/production.md and deployments/: every command of ours exists and has these options."""
+"""README.md, docs/production.md, deployments/: every command of ours exists, with these options."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ A comment before each block says how it is checked:
 - ``readme: short``   run in the README's order, with two training steps in place of many;
 - ``readme: options`` a training command that would take hours: it exists and has these options
   (tests/training/test_bootstrap.py runs them all on a tiny budget);
-- ``readme: hub``     needs the hub and a GPU: it has these options (test_production_commands.py), and
-  runs on models in miniature (e2e/test_deployments.py).
+- ``readme: hub``     needs the hub and a GPU: it has these options (test_production_commands.py),
+  and runs on models in miniature (e2e/test_deployments.py).
 """
 
 from __future__ import annotations
