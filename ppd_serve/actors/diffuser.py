@@ -6,6 +6,8 @@ import asyncio
 import io
 import logging
 import math
+import os
+import threading
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict, replace
@@ -23,11 +25,13 @@ from ppd_serve.meters import Beat
 from ppd_serve.settings import Capacity, DiffuserPart
 
 if TYPE_CHECKING:
+    from ppd_serve.diffusion.engine import Engine
     from ppd_serve.diffusion.request import GenerationRequest
     from ppd_serve.diffusion.ticket import Ticket
 
 LOOK_SECONDS = 0.5  # how often who waits in the engine's queue is told the place
 SILENT_SECONDS = 60.0  # no step takes so long, but for one that is compiled
+BEHIND = 5  # by how much drawing is nicer than answering, on a CPU
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +66,10 @@ class Diffuser:
             embedding_rows=shape[0],
             max_rows=part.rows,
             queue_limit=part.queue,
-        ).start()
+        )
+        starting = threading.Thread(target=_start, args=(self._engine, part.device))
+        starting.start()
+        starting.join()
         self._warm_up(shape, part)
 
     def _warm_up(self, shape: tuple[int, int], part: DiffuserPart) -> None:
@@ -178,6 +185,14 @@ class Diffuser:
         """Ray restarts the actor when this raises."""
         if not self._engine.healthy(SILENT_SECONDS):
             raise Unavailable("The engine does not move")
+
+
+def _start(engine: Engine, device: str) -> None:
+    """On a CPU, drawing stands behind answering: threads are as nice as the one that starts them,
+    and torch's are the engine's. Calls take little, and wait long for cores that are never idle."""
+    if device == "cpu":
+        os.nice(BEHIND)
+    engine.start()
 
 
 def _sizes(rows: int) -> list[int]:
