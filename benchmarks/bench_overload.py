@@ -12,10 +12,6 @@ at random moments, some waiting, some listening to events: how long until the en
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +21,7 @@ import numpy as np
 import typer
 
 from benchmarks.callers import caller, drawings, new_users, together
+from benchmarks.health import watched
 from benchmarks.load import Answer, accepted, arrivals, ask, percentile, poisson, summary
 from benchmarks.report import OUT, STUDIO, Figure, Tables, about, spread, write
 from ppd_serve.release import load_release
@@ -37,7 +34,6 @@ SERVER = {
     "PPD_DIFFUSER__QUEUE": str(QUEUE),
     "PPD_ENCODE_WAIT_S": "600",
 }
-HEALTH_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,29 +64,6 @@ async def overload(url: str, times: float, seconds: float, n: int = 1, **fields:
             rate = times * capacity
             answers = await poisson(http, bodies, rate, round(rate * seconds), random)
     return Load(capacity, answers, health)
-
-
-@contextmanager
-def watched(url: str) -> Iterator[list[tuple[int, float]]]:
-    """Status and seconds of ``/healthz``, by a thread of its own that asks again and again."""
-    found: list[tuple[int, float]] = []
-    over = threading.Event()
-
-    def look() -> None:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-            while not over.is_set():
-                began = perf_counter()
-                status = http.get("/healthz").status_code
-                found.append((status, perf_counter() - began))
-                over.wait(HEALTH_EVERY_S)
-
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(look)
-        try:
-            yield found
-        finally:
-            over.set()
-        looking.result()
 
 
 async def leave(url: str, clients: int, rate: float, longest: float, **fields: int) -> list[Answer]:
