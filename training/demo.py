@@ -43,6 +43,7 @@ Users = Mapping[str, float]
 
 CHOICES = 4
 ROWS = 5
+SCALE = 2.0  # so that taste is seen at a glance; the default of 1 keeps more of the content
 PERSON, OPPOSITE = "person", "opposite"
 NOBODY, PERSONAL = "no user", "this person"
 COLUMNS: dict[str, Users] = {
@@ -183,7 +184,9 @@ def lay_out(
     ]
     pictures = grid(list(COLUMNS), rows)
     told = f"All that the server was told: {len(choices)} choices, the preferred picture framed."
-    hidden = f"The hidden taste: {words}. Each row: one prompt, one seed."
+    hidden = (
+        f"The hidden taste: {words}. Each row: one prompt, one seed; preference_scale {SCALE:g}."
+    )
     return stack(
         [
             title("Pictures to one person's taste", f"{told} {hidden}", pictures.width),
@@ -284,7 +287,9 @@ async def _visit(
 async def _draw(client: AsyncClient, one: Asked, prompt: str, seed: int) -> Pixels:
     users = COLUMNS[one.column]
     # One seed per prompt: within a row nothing differs but the users.
-    made = await client.generate(prompt, users=users or None, seed=seed + one.prompt)
+    made = await client.generate(
+        prompt, users=users or None, seed=seed + one.prompt, preference_scale=SCALE
+    )
     if not all(user.personalized for user in made.users) or len(made.users) != len(users):
         raise Unpersonal(f"asked for {dict(users)}, got {made.users}")
     with Image.open(io.BytesIO(made.images[0].data)) as image:
