@@ -224,13 +224,14 @@ class Engine:
 
     def tick(self) -> None:
         """One turn of the engine: what its thread repeats, and nobody else once it is started."""
+        started = time.monotonic()
         self._ticks += 1
         self._batch.drop_cancelled()
         idle = not len(self._batch)
         self._admit()
         if idle:
             self._wait_for_company()
-        started = time.monotonic()
+            started = time.monotonic()  # waiting is no part of a step
         stepped = self._batch.step(self.max_rows)
         self._batch.decode()
         if stepped:

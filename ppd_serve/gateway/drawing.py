@@ -107,7 +107,7 @@ class Easel:
                 with stages("draw"), self._full.learning(body.n):
                     first = await drawing.job.run(_next(events))
                 # No record before the engine has it: what it refuses must cost nothing.
-                state: GenerationState = "running" if _is_drawn(first) else "queued"
+                state: GenerationState = "running" if _is_running(first) else "queued"
                 record = await self._records.begin(project, body, seed, blend, drawing.users, state)
                 return await self._follow(project, drawing, record, first, events, stages)
             finally:
@@ -135,7 +135,7 @@ class Easel:
                     images.append(painted)
                     drawing.log.append(painted)
                 else:
-                    if not running and _is_drawn(event):
+                    if not running and _is_running(event):
                         running = True
                         await self._records.is_running(project, drawing.id)
                     if isinstance(event, Preview) and not previewed:
@@ -189,7 +189,7 @@ def as_ours(error: BaseException) -> PPDError:
     return GenerationFailed()
 
 
-def _is_drawn(event: DrawEvent | None) -> bool:
+def _is_running(event: DrawEvent | None) -> bool:
     """It says that nothing is waited for any more."""
     return isinstance(event, Step) or event == Queued(0)
 
