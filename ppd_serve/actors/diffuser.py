@@ -188,9 +188,9 @@ class Diffuser:
 
 
 def _start(engine: Engine, device: str) -> None:
-    """On a CPU, drawing stands behind answering: on Linux threads are as nice as the one that starts
-    them, and torch's are the engine's. Calls take little, and wait long for cores that are never
-    idle."""
+    """On a CPU, drawing stands behind answering: on Linux threads are as nice as the one that
+    starts them, and torch's are the engine's. Calls take little, and wait long for cores that are
+    never idle."""
     if device == "cpu":
         os.nice(BEHIND)
     engine.start()
