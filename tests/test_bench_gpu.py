@@ -59,6 +59,7 @@ def test_pictures_are_right(model: str, tmp_path: Path) -> None:
         if told.get("reached") is False
     ]
     assert not missed
+    assert tables.keys() == {"the same picture as stock diffusers", "users in one batch"}
     told = tables["users in one batch"]
     neighbours = told["float32: together against alone, share of the latent"]["value"]
     assert told["how far two users' pictures are apart"]["value"] > 100 * neighbours

@@ -45,14 +45,13 @@ Size = Literal["full", "toy"]
 
 @dataclass(frozen=True)
 class Model:
-    """``pipeline`` makes the stock one, ``backbone`` ours of its parts. ``one_noise``: stock can be
-    given the noise that we begin with. ``trained``: what is, beside the user branch."""
+    """``pipeline`` makes the stock one, ``backbone`` ours of its parts. ``trained``: what is,
+    beside the user branch."""
 
     pipeline: Callable[[Size], Any]
     backbone: Callable[[Any], Backbone]
     usual: Defaults
     toy_side: int = 64
-    one_noise: bool = True
     trained: Weights = "lora"
 
     def defaults(self, size: Size) -> Defaults:
@@ -136,8 +135,7 @@ MODELS = {
     "sd15": Model(_sd15, StableDiffusion, StableDiffusion.usual),
     "sdxl": Model(_sdxl, StableDiffusionXL, StableDiffusionXL.usual),
     "stable-cascade": Model(
-        _cascade, _our_cascade, StableCascade.usual, toy_side=128, one_noise=False,
-        trained="adapter",
+        _cascade, _our_cascade, StableCascade.usual, toy_side=128, trained="adapter"
     ),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_parts.models import Model, Size, build
+from benchmarks.gpu_parts.noise import noise_as_ours
 from benchmarks.stock import SCHEDULERS
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
@@ -79,28 +80,26 @@ class Subject:
         """Pictures of as many different users."""
         return [self.request(seed, users=(user(seed),), **chosen) for seed in range(count)]
 
-    def stock(
-        self, count: int = 1, *, steps: int | None = None, latents: Tensor | None = None
-    ) -> Any:
-        """Pictures by one call of the unmodified pipeline; latents in, latents out."""
+    def stock(self, count: int = 1, *, steps: int | None = None, seed: int | None = None) -> Any:
+        """Pictures by one call of the unmodified pipeline; with a seed the latents, of the noise
+        that our rows draw."""
         width, height = self.defaults.sizes[0]
-        if not self.model.one_noise:  # Stable Cascade's, of two stages
-            with torch.inference_mode():
-                return self.pipeline(
-                    PROMPT, width=width, height=height, num_images_per_prompt=count,
-                    prior_num_inference_steps=steps or self.defaults.steps,
-                    prior_guidance_scale=self.defaults.guidance_scale,
-                    num_inference_steps=self.backbone.later[0].asked(self.request()).steps,
-                ).images  # fmt: skip
-        kind = SCHEDULERS[self.defaults.sampler]
-        self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config)
-        with torch.inference_mode():
-            return self.pipeline(
-                PROMPT, width=width, height=height,
-                num_inference_steps=steps or self.defaults.steps,
-                guidance_scale=self.defaults.guidance_scale, num_images_per_prompt=count,
-                latents=latents, output_type="pil" if latents is None else "latent",
-            ).images  # fmt: skip
+        asked: dict[str, Any] = {
+            "prompt": PROMPT, "width": width, "height": height, "num_images_per_prompt": count,
+            "num_inference_steps": steps or self.defaults.steps,
+            "guidance_scale": self.defaults.guidance_scale,
+        }  # fmt: skip
+        if seed is not None:
+            asked |= {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
+        if later := self.backbone.later:  # Stable Cascade: what was asked is the prior's
+            for name in ("num_inference_steps", "guidance_scale"):
+                asked["prior_" + name] = asked.pop(name)
+            asked["num_inference_steps"] = later[0].asked(self.request()).steps
+        else:
+            kind = SCHEDULERS[self.defaults.sampler]
+            self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config)
+        with torch.inference_mode(), noise_as_ours():
+            return self.pipeline(**asked).images
 
     def inputs(self, parts: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Of a forward of so many parts."""

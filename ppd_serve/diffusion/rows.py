@@ -187,8 +187,7 @@ def step_rows(rows: Sequence[Row], adapter: UserAdapter | None) -> list[bool]:
 
     x0_prev = torch.stack([row.x0_CHW for row in rows])
     fresh = [
-        row.noise() if line.d else torch.zeros_like(row.x_CHW)
-        for row, line in zip(rows, lines, strict=True)
+        row.noise() if row.schedule.stochastic else torch.zeros_like(row.x_CHW) for row in rows
     ]
     x, x0 = advance(lines, x, m[:B], x0_prev, torch.stack(fresh))
     # Asked before any row moves: a GPU tells of a failure only when it is waited for.

@@ -54,6 +54,12 @@ class Schedule:
     start: float = 1.0
     end: float = 1.0
 
+    @property
+    def stochastic(self) -> bool:
+        """Noise is then drawn for every step, though the last uses none: diffusers does so, and
+        what a next stage begins with comes after it."""
+        return any(step.d for step in self.steps)
+
 
 def advance(
     steps: Sequence[Step], x_BCHW: Tensor, m_BCHW: Tensor, x0_prev_BCHW: Tensor, noise_BCHW: Tensor
