@@ -249,7 +249,7 @@ def ray_here(workers: int) -> Iterator[None]:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # Ray's 15 would let any other work on the machine come before what is waited for here.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(num_cpus=workers + 1, include_dashboard=False, logging_level="warning")
+        ray.init("local", num_cpus=workers + 1, include_dashboard=False, logging_level="warning")
     try:
         yield
     finally:
