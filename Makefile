@@ -50,7 +50,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 evaluate: $(STAMP)
 	$(BIN)/python -m training evaluate --out runs/report

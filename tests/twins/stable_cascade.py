@@ -89,6 +89,8 @@ def stable_cascade_pipeline(seed: int = 0) -> StableCascadeCombinedPipeline:
             for name, parameter in module.named_parameters():
                 if name.endswith(("gamma", "beta", "gammas")):
                     nn.init.normal_(parameter, std=0.3)
+                if module is stage_c and name.endswith("to_out.0.weight"):
+                    nn.init.normal_(parameter, std=1.0)  # or Stage B hardly hears of a user
     scheduler = DDPMWuerstchenScheduler()
     return StableCascadeCombinedPipeline(
         tokenizer=tokenizer,
