@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class Schedule:
     start: float = 1.0
     end: float = 1.0
 
-    @property
+    @cached_property
     def stochastic(self) -> bool:
         """Noise is then drawn for every step, though the last uses none: diffusers does so, and
         what a next stage begins with comes after it."""

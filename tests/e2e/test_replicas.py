@@ -13,7 +13,7 @@ import pytest
 import ppd_client
 from tests.e2e.conftest import pairs, until
 from tests.e2e.server import Server
-from tests.storage.places import Postgres, postgres_binaries
+from tests.storage.places import Postgres
 
 pytestmark = pytest.mark.e2e
 
@@ -22,22 +22,13 @@ AT_ONCE = 8
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("no PostgreSQL server is installed")
-    postgres = Postgres(binaries)
-    yield postgres.create("ppd")
-    postgres.remove()
-
-
-@pytest.fixture(scope="module")
 def http(
-    release: Path, database: str, tmp_path_factory: pytest.TempPathFactory
+    release: Path, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     directory = tmp_path_factory.mktemp("replicas")
     server = Server(
-        release, directory, PPD_DATABASE_URL=database, PPD_BLOB_URL=str(directory / "blobs"),
+        release, directory,
+        PPD_DATABASE_URL=postgres.create("replicas"), PPD_BLOB_URL=str(directory / "blobs"),
         PPD_LINK_SECRET="the same for all of them", PPD_GATEWAYS="2", PPD_ENCODER__REPLICAS="2",
         PPD_DIFFUSER__REPLICAS="2",
     )  # fmt: skip

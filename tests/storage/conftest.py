@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 
 from ppd_serve.storage.store import Store
-from tests.storage.places import Place, Postgres, postgres_binaries
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("no PostgreSQL server is installed")
-    server = Postgres(binaries)
-    yield server
-    server.remove()
+from tests.storage.places import Place
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
