@@ -1,6 +1,5 @@
 """Choices out of the store that a server writes, while it is open."""
 
-# ruff: noqa: F811 (pytest hands fixtures over by name)
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +14,6 @@ from ppd_serve.errors import StorageUnavailable
 from ppd_serve.storage.database import Database
 from ppd_serve.storage.records import UserRecord
 from ppd_serve.storage.store import DEFAULT_PROJECT, NewImage, NewPair, Store
-from tests.storage.conftest import place, postgres, store  # noqa: F401 (fixtures: both databases)
 from tests.storage.places import Place
 from tests.training.shards import picture
 from training.data import live

@@ -1,12 +1,10 @@
 """Verdicts out of the store that a server writes, while it is open."""
 
-# ruff: noqa: F811 (pytest hands fixtures over by name)
 from __future__ import annotations
 
 from pathlib import Path
 
 from ppd_serve.storage.store import DEFAULT_PROJECT, NewImage, Store
-from tests.storage.conftest import place, postgres, store  # noqa: F401 (fixtures: both databases)
 from tests.storage.places import Place
 from training.data.choices import Skipped
 from training.data.live_feedback import Verdict, live_feedback
