@@ -31,22 +31,27 @@ log = logging.getLogger(__name__)
 
 
 class Encoder:
-    """The VLM. One reading at a time, in its own thread."""
+    """The VLM. One reading at a time, in the thread that has loaded it: if a second thread had
+    workers of torch's, all of them would sleep between operations (see ``Diffuser``)."""
 
     def __init__(
         self, release: str, part: EncoderPart, log_format: LogFormat | None = None
     ) -> None:
         import torch
 
-        from ppd_serve.release import load_release
-
         if log_format is not None:
             configure(log_format)
         torch.set_num_threads(part.threads)
         self._replica = uuid.uuid4().hex[:8]
         self._chunks = 0  # that somebody wanted to be read
-        found = load_release(release)
         self._thread = ThreadPoolExecutor(1, "encoder")
+        self._moved: float | None = None  # when the reading under way last did
+        self._thread.submit(self._load, release, part).result()
+
+    def _load(self, release: str, part: EncoderPart) -> None:
+        from ppd_serve.release import load_release
+
+        found = load_release(release)
         self._reader = found.load_encoder(
             device=part.device, dtype=part.dtype, quantisation=part.quantisation
         )
@@ -56,7 +61,6 @@ class Encoder:
                 f"the release's {found.embedding_space}: embeddings of two spaces never mix"
             )
         self._questioner = found.load_questioner()
-        self._moved: float | None = None  # when the reading under way last did
         width, height = found.defaults.sizes[0]
         warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))])
         if warm.embedding.shape != found.manifest.embedding_shape:
