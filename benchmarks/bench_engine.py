@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from benchmarks.alone import alone
 from benchmarks.report import OUT, STUDIO, about, median_seconds, spread, write
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
@@ -102,7 +103,7 @@ def parts_of_a_step(
 def main() -> None:
     release = load_release(STUDIO)
     where = about(release)
-    backbone = release.load_backbone()
+    backbone = alone(release.load_backbone)
     adapter = release.load_adapter(backbone)
     assert adapter is not None
     rows, dim = release.manifest.embedding_shape or (1, 1)

@@ -8,7 +8,8 @@ float32 and bfloat16 it is faster in here, and the server in the same. It knows 
 PNG, stores nothing. All cores are everybody's, but only one works at a time, in turns, so that a
 drift of the machine's speed meets all; a ratio is the median of the turns' own. Each turn has a
 server of its own, gone before the others start: Ray takes its share of the cores when it idles,
-too. Every drawing has a user, prompts and a seed that were never seen before.
+too. Those in this process leave no threads behind (``alone``), and stock is as fast as in a process
+of its own. Every drawing has a user, prompts and a seed that were never seen before.
 
 How much a batch can bring here at all is measured beside it: the same texts, denoiser forwards and
 decoding bare in torch, for sixteen and for one. The user branch is priced in our engine, against
@@ -30,9 +31,10 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.alone import alone, seconds_alone
 from benchmarks.callers import caller, drawings, new_users, together
 from benchmarks.load import poisson, summary
-from benchmarks.report import OUT, STUDIO, Figure, about, ratios, seconds, spread, write
+from benchmarks.report import OUT, STUDIO, Figure, about, ratios, spread, write
 from benchmarks.rivals import BARE, ENGINE, HTTP, NOBODY, STOCK, Rivals
 from benchmarks.stock import Stock
 from ppd_serve.release import Release, load_release
@@ -46,12 +48,15 @@ Table = dict[str, Figure | float]
 
 def faster(release: Release, steps: int | None, turns: int) -> tuple[Stock, Table]:
     """Stock in the precision in which it draws faster, and how it does in each."""
-    stocks = [Stock(release, dtype, steps) for dtype in PRECISIONS]
+    stocks = alone(lambda: [Stock(release, dtype, steps) for dtype in PRECISIONS])
     bodies = drawings([], np.random.default_rng())
+
+    def draw(stock: Stock) -> float:
+        return seconds_alone(lambda: stock.draw(next(bodies)))
+
     for stock in stocks:
-        stock.draw(next(bodies))
-    times = [[seconds(lambda s=stock: s.draw(next(bodies))) for stock in stocks]  # type: ignore[misc]
-             for _ in range(turns)]  # fmt: skip
+        draw(stock)
+    times = [[draw(stock) for stock in stocks] for _ in range(turns)]
     columns = dict(zip(stocks, zip(*times, strict=True), strict=True))
     best = min(columns, key=lambda stock: statistics.median(columns[stock]))
     return best, {f"{_name(stock.dtype)}, s": spread(took) for stock, took in columns.items()}
@@ -72,7 +77,7 @@ def measure(
 ) -> dict[str, Table]:
     """Every table. In a turn each draws ``lonely`` single pictures and ``callers`` at once."""
     random, steps = np.random.default_rng(), rivals.stock.steps
-    alone: dict[str, list[float]] = defaultdict(list)
+    lone: dict[str, list[float]] = defaultdict(list)
     crowd: dict[str, list[float]] = defaultdict(list)
     gains: list[float] = []
     nobodys = drawings([], random, steps=steps)
@@ -85,7 +90,7 @@ def measure(
             users = asyncio.run(new_users(url, callers + lonely, random))
             fresh = drawings(users, random, steps=steps)
             asyncio.run(together(url, [next(nobodys) for _ in range(callers)]))
-            alone[HTTP] += [rivals.call(url, [next(fresh)]) for _ in range(lonely)]
+            lone[HTTP] += [rivals.call(url, [next(fresh)]) for _ in range(lonely)]
             crowd[HTTP].append(rivals.call(url, [next(fresh) for _ in range(callers)]))
             if turn == turns - 1:
                 rate = SHARE_OF_CAPACITY * callers / statistics.median(crowd[HTTP])
@@ -95,23 +100,23 @@ def measure(
             for name in (STOCK, ENGINE, NOBODY, BARE):
                 singles[name].append(rivals.run(name, [next(fresh)]))
         for name in (STOCK, ENGINE, NOBODY, BARE):
-            alone[name] += singles[name]
+            lone[name] += singles[name]
             crowd[name].append(rivals.run(name, [next(fresh) for _ in range(callers)]))
         gains.append(callers * statistics.median(singles[BARE]) / crowd[BARE][-1])
     return {
         f"{callers} callers at once": _crowd(crowd, gains),
         "one lonely call": {
-            "stock, s": spread(alone[STOCK]),
-            "stock / its texts, denoiser and decoding alone": ratios(alone[STOCK], alone[BARE]),
-            "over HTTP, s": spread(alone[HTTP]),
-            "over HTTP / stock": ratios(alone[HTTP], alone[STOCK], "≤ 1.15"),
+            "stock, s": spread(lone[STOCK]),
+            "stock / its texts, denoiser and decoding alone": ratios(lone[STOCK], lone[BARE]),
+            "over HTTP, s": spread(lone[HTTP]),
+            "over HTTP / stock": ratios(lone[HTTP], lone[STOCK], "≤ 1.15"),
         },
         "cost of the user branch": {
-            "alone": _cost(alone, "≤ 0.06"),
+            "alone": _cost(lone, "≤ 0.06"),
             f"{callers} together": _cost(crowd, "≤ 0.15"),
         },
         f"where {callers} callers' time goes, s": _profile(rivals, crowd, callers),
-        "where a lonely call's time goes, s": _profile(rivals, alone, 1),
+        "where a lonely call's time goes, s": _profile(rivals, lone, 1),
         **further,
     }
 
@@ -167,7 +172,8 @@ def _one_step(rivals: Rivals, url: str, random: np.random.Generator, calls: int)
     served, own = [], []
     for _ in range(calls):
         served.append(asyncio.run(together(url, [next(bodies)]))[0])
-        own.append(seconds(lambda: rivals.own[NOBODY].draw([next(bodies)], steps=1)))
+        spent, _ = rivals.own[NOBODY].draw([next(bodies)], steps=1)
+        own.append(sum(spent.values()))
     beside = [1e3 * (a - b) for a, b in zip(served, own, strict=True)]
     return {
         "over HTTP, ms": spread([1e3 * s for s in served]),
@@ -201,12 +207,9 @@ def main(
                 "PPD_DIFFUSER__DTYPE": _name(stock.dtype),
                 "PPD_DIFFUSER__THREADS": str(torch.get_num_threads())}  # fmt: skip
     rivals = Rivals(loaded, stock, callers)
-    try:
-        tables = measure(
-            rivals, settings, callers=callers, turns=turns, lonely=lonely, arriving=arriving
-        )
-    finally:
-        rivals.close()
+    tables = measure(
+        rivals, settings, callers=callers, turns=turns, lonely=lonely, arriving=arriving
+    )
     where |= {"precision": _name(stock.dtype), "threads": torch.get_num_threads(),
               "steps": stock.steps, "turns": turns}  # fmt: skip
     write(out, where, {"stock diffusers, a picture": precisions, **tables})

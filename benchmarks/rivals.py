@@ -1,4 +1,7 @@
-"""Those who draw the same pictures: stock diffusers, the server, and our engine by itself."""
+"""Those who draw the same pictures: stock diffusers, the server, and our engine by itself.
+
+Those in this process work one at a time, each in threads that end with its work (``alone``).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.alone import alone, seconds_alone
 from benchmarks.callers import Body, together
 from benchmarks.report import seconds
 from benchmarks.stock import Stock
@@ -26,7 +30,8 @@ Spent = dict[str, float]
 
 
 class Own:
-    """An engine in this process, with the release's adapter or on the backbone alone."""
+    """An engine in this process, a new one each time, with the release's adapter or on the backbone
+    alone."""
 
     def __init__(
         self, release: Release, dtype: torch.dtype, steps: int, rows: int, *, users: bool
@@ -34,12 +39,9 @@ class Own:
         self._defaults, self._steps = release.defaults, steps
         self._shape = release.manifest.embedding_shape or (1, 1)
         self._random = np.random.default_rng(0)
-        backbone = release.load_backbone(dtype=dtype)
-        adapter = release.load_adapter(backbone) if users else None
-        self._users = users
-        self.engine = Engine(
-            backbone, adapter, embedding_rows=self._shape[0], max_rows=rows
-        ).start()
+        self._backbone = alone(lambda: release.load_backbone(dtype=dtype))
+        self._adapter = alone(lambda: release.load_adapter(self._backbone)) if users else None
+        self._rows = rows
 
     def draw(self, bodies: Sequence[Body], steps: int | None = None) -> tuple[Spent, list[Result]]:
         """What the time went to, and the pictures."""
@@ -51,11 +53,14 @@ class Own:
             )
             for body in bodies
         ]  # fmt: skip
-        began = time.perf_counter()
-        tickets = self.engine.submit_all(wanted)
-        tickets[-1].on_step(lambda _: stamps.append(time.perf_counter()))
-        results = [ticket.result() for ticket in tickets]
-        ended = time.perf_counter()
+        with Engine(
+            self._backbone, self._adapter, embedding_rows=self._shape[0], max_rows=self._rows
+        ) as engine:
+            began = time.perf_counter()
+            tickets = engine.submit_all(wanted)
+            tickets[-1].on_step(lambda _: stamps.append(time.perf_counter()))
+            results = [ticket.result() for ticket in tickets]
+            ended = time.perf_counter()
         # All of them step together, the last one last.
         spent: Spent = {
             "engine: texts, users, noise, first step": stamps[0] - began,
@@ -66,7 +71,7 @@ class Own:
 
     def _user(self) -> tuple[User, ...]:
         drawn = self._random.standard_normal(self._shape).astype(np.float32)
-        return (User(drawn),) if self._users else ()
+        return (User(drawn),) if self._adapter else ()
 
 
 class Rivals:
@@ -84,12 +89,10 @@ class Rivals:
     def run(self, name: str, bodies: Sequence[Body]) -> float:
         """Seconds that one of those in this process takes for these pictures."""
         if name == STOCK:
-            return seconds(lambda: [self.stock.draw(body) for body in bodies])
+            return seconds_alone(lambda: [self.stock.draw(body) for body in bodies])
         if name == BARE:
-            return seconds(lambda: self.stock.bare(bodies))
-        if name == NOBODY:
-            return seconds(lambda: self.own[NOBODY].draw(bodies))
-        return self._engine(bodies)
+            return seconds_alone(lambda: self.stock.bare(bodies))
+        return self._engine(name, bodies)
 
     def call(self, url: str, bodies: Sequence[Body]) -> float:
         """Seconds that the server takes for them, asked for at once."""
@@ -104,29 +107,25 @@ class Rivals:
             spent["a call: HTTP, before and after"].append(answer["waited"] - timing["total"])
         return took
 
-    def _engine(self, bodies: Sequence[Body]) -> float:
-        began = time.perf_counter()
-        parts, results = self.own[ENGINE].draw(bodies)
-        took = time.perf_counter() - began
-        png = seconds(lambda: [encode_picture(result.pixels) for result in results])
-        for part, value in {**parts, "PNG, all of them": png}.items():
-            self.spent[len(bodies)][part].append(value)
-        return took
+    def _engine(self, name: str, bodies: Sequence[Body]) -> float:
+        parts, results = self.own[name].draw(bodies)
+        if name == ENGINE:
+            png = seconds(lambda: [encode_picture(result.pixels) for result in results])
+            for part, value in {**parts, "PNG, all of them": png}.items():
+                self.spent[len(bodies)][part].append(value)
+        return sum(parts.values())
 
     def differences(self, url: str, body: Body) -> tuple[int, int, int]:
         """The largest of a picture of nobody's, of 255: the server's from stock's, stock's from
         stock's in float32, the server's from that."""
         _, (answer,) = asyncio.run(together(url, [body]))
         served = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]["b64_json"])))
-        exact = Stock(self._release, torch.float32, self.stock.steps)
-        ours, theirs, best = (
-            np.asarray(image.convert("RGB"), int)
-            for image in (served, self.stock.draw(body), exact.draw(body))
-        )
+
+        def pictures() -> tuple[Image.Image, ...]:
+            exact = Stock(self._release, torch.float32, self.stock.steps)
+            return served, self.stock.draw(body), exact.draw(body)
+
+        ours, theirs, best = (np.asarray(image.convert("RGB"), int) for image in alone(pictures))
         largest = (np.abs(a - b).max() for a, b in ((ours, theirs), (theirs, best), (ours, best)))
         apart, stock_s, own = map(int, largest)
         return apart, stock_s, own
-
-    def close(self) -> None:
-        for own in self.own.values():
-            own.engine.stop()
