@@ -12,6 +12,7 @@ import time
 import numpy as np
 import torch
 
+from benchmarks.alone import alone
 from benchmarks.report import (
     OUT,
     REPEATS,
@@ -34,13 +35,13 @@ from training.data.world import HELD_OUT_CAPTIONS, render, sample_style
 def main() -> None:
     release = load_release(STUDIO)
     where = about(release)
-    backbone = release.load_backbone()
-    adapter = release.load_adapter(backbone)
+    backbone = alone(release.load_backbone)
+    adapter = alone(lambda: release.load_adapter(backbone))
     rows, dim = release.manifest.embedding_shape or (1, 1)
     rng = np.random.default_rng(0)
     figures: dict[str, Figure | float] = {}
 
-    states = backbone.encode(str(HELD_OUT_CAPTIONS[0]))["states"]
+    states = alone(lambda: backbone.encode(str(HELD_OUT_CAPTIONS[0]))["states"])
     shape = backbone.latent_shape(*release.defaults.sizes[0])
 
     def forward(batch: int) -> float:
@@ -49,7 +50,7 @@ def main() -> None:
         with torch.inference_mode():
             return median_seconds(lambda: backbone.denoise(x, torch.full((batch,), 500.0), text))
 
-    two, thirty_two = forward(2), forward(32)
+    two, thirty_two = alone(lambda: forward(2)), alone(lambda: forward(32))
     figures["forward gain per row, one guided picture to sixteen"] = (two / 2) / (thirty_two / 32)
 
     def pictures(engine: Engine, count: int, personal: bool) -> float:
