@@ -103,7 +103,7 @@ def parts_of_a_step(
 def main() -> None:
     release = load_release(STUDIO)
     where = about(release)
-    backbone = alone(release.load_backbone)
+    backbone = alone(lambda: release.load_backbone(packed=True))
     adapter = release.load_adapter(backbone)
     assert adapter is not None
     rows, dim = release.manifest.embedding_shape or (1, 1)

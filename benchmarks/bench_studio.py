@@ -35,7 +35,7 @@ from training.data.world import HELD_OUT_CAPTIONS, render, sample_style
 def main() -> None:
     release = load_release(STUDIO)
     where = about(release)
-    backbone = alone(release.load_backbone)
+    backbone = alone(lambda: release.load_backbone(packed=True))
     adapter = alone(lambda: release.load_adapter(backbone))
     rows, dim = release.manifest.embedding_shape or (1, 1)
     rng = np.random.default_rng(0)

@@ -39,7 +39,7 @@ class Own:
         self._defaults, self._steps = release.defaults, steps
         self._shape = release.manifest.embedding_shape or (1, 1)
         self._random = np.random.default_rng(0)
-        self._backbone = alone(lambda: release.load_backbone(dtype=dtype))
+        self._backbone = alone(lambda: release.load_backbone(dtype=dtype, packed=True))
         self._adapter = alone(lambda: release.load_adapter(self._backbone)) if users else None
         self._rows = rows
 

@@ -110,11 +110,13 @@ class Release:
         *,
         compile: bool = False,
         attention_backend: str | None = None,
+        packed: bool = False,
     ) -> Backbone:
         """The backbone, able to do what ``defaults`` promise. ReleaseError if it is not."""
         backbone = load_backbone(
-            self.backbone_path, device, dtype, compile=compile, attention_backend=attention_backend
-        )
+            self.backbone_path, device, dtype,
+            compile=compile, attention_backend=attention_backend, packed=packed,
+        )  # fmt: skip
         try:
             backbone.schedule(self.defaults.sampler, self.defaults.steps)
             for width, height in self.defaults.sizes:

@@ -189,6 +189,7 @@ def _start_engine(release: Release, part: DiffuserPart, embedding_rows: int) -> 
         getattr(torch, part.dtype),
         compile=part.compile,
         attention_backend=part.attention_backend,
+        packed=True,
     )
     engine = Engine(
         backbone,

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ppd_serve.diffusion.attention import use_attention_backend
+from ppd_serve.diffusion.packed import pack
 from ppd_serve.diffusion.request import GenerationRequest
 from ppd_serve.diffusion.schedules import Schedule
 from ppd_serve.errors import ReleaseError
@@ -133,11 +134,13 @@ def load_backbone(
     *,
     compile: bool = False,
     attention_backend: str | None = None,
+    packed: bool = False,
 ) -> Backbone:
     """Load a directory that a diffusers pipeline saved. ReleaseError if it cannot be served.
 
     ``compile`` is for GPUs and of no effect elsewhere; ``attention_backend`` is a name of
-    diffusers' dispatcher, None torch's own choice.
+    diffusers' dispatcher, None torch's own choice. ``packed`` is for CPUs, of no effect elsewhere:
+    faster, and only to be drawn with.
     """
     refuse_pickles(path)
     family = _index(path)["_class_name"]
@@ -149,6 +152,8 @@ def load_backbone(
             use_attention_backend(stage.denoiser, attention_backend)
     if compile and backbone.device.type == "cuda":
         backbone.compile()
+    if packed and backbone.device.type == "cpu":
+        pack(backbone)
     loaded: Backbone = backbone
     return loaded
 
