@@ -114,7 +114,10 @@ class Unavailable(PPDError):
 
 
 class QueueFull(Unavailable):
+    """``lasts``: for how many seconds nobody will be asked for a place."""
+
     type, title = "queue-full", "The queue is full"
+    lasts = 0.0
 
 
 class EncoderUnavailable(Unavailable):

@@ -19,11 +19,12 @@ from starlette.exceptions import HTTPException
 from ppd_serve.api import usage
 from ppd_serve.api.inlined import inlined
 from ppd_serve.api.schemas import Problem
-from ppd_serve.errors import PPDError
+from ppd_serve.errors import PPDError, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:ppd:problem:"
 COMMON = (400, 401, 403, 413, 422, 429, 500, 503)  # what any route may answer
+FULL_FOR = "X-PPD-Full-For"  # seconds, said to our own HTTP proxy (``FullAhead``)
 OPENAI = "/v1/"  # below it, errors are said as OpenAI's clients read them
 _PROBLEM = inlined(Problem)
 
@@ -37,6 +38,8 @@ def problem(error: PPDError, path: str = "/") -> JSONResponse:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, QueueFull) and error.lasts and "Retry-After" in headers:
+        headers[FULL_FOR] = str(error.lasts)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return _answer(path, document(error), headers)

@@ -28,7 +28,7 @@ class Full:
     def check(self, pictures: int) -> None:
         """Raises the ``QueueFull`` that as many pictures, or fewer, were just answered with."""
         if self._lone and self._clock() < self._until and pictures >= self._pictures:
-            raise QueueFull(self._why.detail, retry_after=self._why.retry_after)
+            raise self._refusal()
 
     @contextmanager
     def learning(self, pictures: int) -> Iterator[None]:
@@ -37,4 +37,10 @@ class Full:
             yield
         except QueueFull as error:
             self._until, self._pictures, self._why = self._clock() + SECONDS, pictures, error
-            raise
+            raise self._refusal() from None
+
+    def _refusal(self) -> QueueFull:
+        error = QueueFull(self._why.detail, retry_after=self._why.retry_after)
+        if self._lone and self._pictures == 1:
+            error.lasts = max(0.0, self._until - self._clock())
+        return error
