@@ -104,7 +104,7 @@ def main() -> None:
     release = load_release(STUDIO)
     where = about(release)
     backbone = alone(lambda: release.load_backbone(packed=True))
-    adapter = release.load_adapter(backbone)
+    adapter = alone(lambda: release.load_adapter(backbone))
     assert adapter is not None
     rows, dim = release.manifest.embedding_shape or (1, 1)
     with Engine(backbone, adapter, embedding_rows=rows) as engine:

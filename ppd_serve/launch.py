@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after its 5 s a busy machine would start over
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other work on the machine come first
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # at 0.1 a fifth of what an idle server takes
-    "GOMP_SPINCOUNT": "20000",  # torch's workers wait awake 1 ms for the next operation, not 16
+    "GOMP_SPINCOUNT": "20000",  # torch's workers wait awake for about 1 ms, not 16
     "RAY_DEDUP_LOGS": "0",  # lines that differ in their request's id alone are different
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a part with gpus: 0 still sees what is there
 }

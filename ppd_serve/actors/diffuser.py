@@ -177,9 +177,9 @@ class Diffuser:
 
 
 def _start_engine(release: Release, part: DiffuserPart, embedding_rows: int) -> Engine:
-    """On a CPU, drawing stands behind answering: on Linux threads are as nice as the one that
-    starts them, and torch's are the engine's. Calls take little, and wait long for cores that are
-    never idle."""
+    """Loaded and started. On a CPU, drawing stands behind answering: on Linux threads are as nice
+    as the one that starts them, and torch's are the engine's. Calls take little, and wait long for
+    cores that are never idle."""
     import torch
 
     from ppd_serve.diffusion.engine import Engine

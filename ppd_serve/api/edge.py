@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ppd_serve.api.full_ahead import FullAhead
+from ppd_serve.api.load_shedding import LoadShedding
 from ppd_serve.api.problems import is_promised, problem
 from ppd_serve.api.schemas import LIMITS
 from ppd_serve.errors import ActorUnavailable, PPDError, TooLarge
@@ -56,7 +56,7 @@ def in_proxy() -> list[Middleware]:
     """What Ray Serve's HTTP proxy puts in front of the app, the outermost last, when its
     environment says so: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ppd_serve.api.edge:in_proxy``.
     """
-    return [Middleware(FullAhead), Middleware(Edge, proxy=True)]
+    return [Middleware(LoadShedding), Middleware(Edge, proxy=True)]
 
 
 class _Exchange:

@@ -24,7 +24,7 @@ from ppd_serve.errors import PPDError, QueueFull
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:ppd:problem:"
 COMMON = (400, 401, 403, 413, 422, 429, 500, 503)  # what any route may answer
-FULL_FOR = "X-PPD-Full-For"  # seconds, said to our own HTTP proxy (``FullAhead``)
+FULL_FOR = "X-PPD-Full-For"  # seconds, said to our own HTTP proxy (``LoadShedding``)
 OPENAI = "/v1/"  # below it, errors are said as OpenAI's clients read them
 _PROBLEM = inlined(Problem)
 

@@ -10,14 +10,12 @@ from torch import nn
 
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
-from ppd_serve.diffusion.packed import PackedConv2d, pack_convolutions
+from ppd_serve.diffusion.packed import PackedConv2d, pack_convolutions, packs
 from ppd_serve.release import Release, load_release
 from ppd_serve.settings import STUDIO
 from tests.twins.releases import TWINS
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16"
-)
+pytestmark = pytest.mark.skipif(not packs(), reason="this processor has no bfloat16 of oneDNN's")
 
 
 @pytest.fixture(params=["studio", *TWINS])

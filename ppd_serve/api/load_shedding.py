@@ -3,7 +3,8 @@
 Under ten times what can be drawn nine of ten calls are refused, and what each costs between two
 processes is taken from those who draw. The app says for how long nobody would get a place
 (``FULL_FOR``, seen here and no further). Calls that it may have to answer otherwise go on to it: of
-web pages, which may read only what it lets them, and with a key whose drawing may be done already.
+web pages, which may read only what it lets them, and with an ``Idempotency-Key``, whose drawing may
+be done already. Neither API keys nor the app's own metrics see what is refused here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DRAWINGS = ("/generate", "/v1/images/generations")
 NOT_HERE = ("origin", "idempotency-key")
 
 
-class FullAhead:
+class LoadShedding:
     """``clock``: seconds, from any zero."""
 
     def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ppd_serve.api.app import create_app
 from ppd_serve.api.edge import in_proxy
-from ppd_serve.api.full_ahead import FullAhead
+from ppd_serve.api.load_shedding import LoadShedding
 from ppd_serve.api.problems import FULL_FOR
 from ppd_serve.errors import QueueFull
 from ppd_serve.gateway import full
@@ -30,9 +30,9 @@ class Proxy:
             self.asked.append(scope["path"])
             await app(scope, receive, send)
 
-        ahead = FullAhead(counted, clock=lambda: self.now)
+        ahead = LoadShedding(counted, clock=lambda: self.now)
         first, edge = in_proxy()
-        assert first.cls is FullAhead  # the outermost comes last, and gives every answer its id
+        assert first.cls is LoadShedding  # the outermost comes last, and gives every answer its id
         self.app = edge.cls(ahead, *edge.args, **edge.kwargs)
 
 
