@@ -45,7 +45,7 @@ from ppd_serve.errors import (
 log = logging.getLogger(__name__)
 
 IDLE_BEAT_S = 1.0
-COMPANY_S = 0.015  # how long an idle engine waits for one more, after each that comes …
+COMPANY_S = 0.015  # for how long after each that comes an idle engine waits for one more …
 MOST_COMPANY_S = 0.25  # … and in all
 
 
@@ -74,6 +74,7 @@ class Engine:
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._open = 0  # accepted and not yet ended: in the queue, in a row or between the two
+        self._came = 0.0  # when somebody last was accepted
         self._stopping = self._draining = False
         made_in = contextvars.copy_context()  # torch's settings belong to a thread
         self._thread = threading.Thread(
@@ -129,6 +130,7 @@ class Engine:
             if self._open + len(tickets) > room:
                 raise QueueFull(f"{len(self._queue)} pictures are waiting")
             self._open += len(tickets)
+            self._came = time.monotonic()
             self._queue.extend(tickets)
             self._changed.notify_all()
         return tickets
@@ -253,10 +255,11 @@ class Engine:
                 raise
 
     def _wait_for_company(self) -> None:
-        """Admit whoever comes until every place is taken or nobody came for ``COMPANY_S``."""
+        """Admit whoever comes until every place is taken or nobody came for ``COMPANY_S``, in which
+        the texts of those who came are encoded: who comes alone hardly waits beyond that."""
         end = time.monotonic() + MOST_COMPANY_S
         while 0 < self._batch.running < self.max_rows:
-            if not self._somebody_comes(min(COMPANY_S, end - time.monotonic())):
+            if not self._somebody_comes(min(self._came + COMPANY_S, end) - time.monotonic()):
                 return
             self._batch.drop_cancelled()
             self._admit()

@@ -10,12 +10,23 @@ from torch import nn
 
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
-from ppd_serve.diffusion.packed import PackedConv2d, pack_convolutions, packs
+from ppd_serve.diffusion.packed import PackedConv2d, pack_convolutions
 from ppd_serve.release import Release, load_release
 from ppd_serve.settings import STUDIO
 from tests.twins.releases import TWINS
 
-pytestmark = pytest.mark.skipif(not packs(), reason="this processor has no bfloat16 of oneDNN's")
+IS_X86 = "AVX" in torch.backends.cpu.get_cpu_capability()
+pytestmark = pytest.mark.skipif(
+    not (IS_X86 and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this processor has no bfloat16 of oneDNN's",
+)
+
+
+@pytest.fixture(autouse=True)
+def amx(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """What is packed is right on other processors, too, if slow."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    return monkeypatch
 
 
 @pytest.fixture(params=["studio", *TWINS])
@@ -68,6 +79,13 @@ def test_of_any_form_and_size(conv: nn.Conv2d, size: tuple[int, ...]) -> None:
     expected = conv(x)
     for order in (torch.contiguous_format, torch.channels_last):
         torch.testing.assert_close(PackedConv2d(conv)(x.to(memory_format=order)), expected)
+
+
+def test_without_amx_nothing_is_packed(amx: pytest.MonkeyPatch) -> None:
+    """There a forward took ten times as long."""
+    amx.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    backbone = load_release(STUDIO).load_backbone(dtype=torch.bfloat16, packed=True)
+    assert PackedConv2d not in {type(module) for module in backbone.denoiser.modules()}
 
 
 def test_what_cannot_be_packed_stays() -> None:
