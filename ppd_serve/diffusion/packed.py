@@ -50,8 +50,8 @@ def pack(backbone: Backbone) -> None:
 
 
 def pack_convolutions(network: nn.Module) -> None:
-    """Those in bfloat16, where the processor has a layout for all sizes."""
-    if packs():
+    """Those in bfloat16, where AMX has one layout for all sizes."""
+    if torch.cpu._is_amx_tile_supported():
         for parent in list(network.modules()):
             for name, child in parent.named_children():
                 if type(child) is nn.Conv2d and _can_be_packed(child):
@@ -61,8 +61,3 @@ def pack_convolutions(network: nn.Module) -> None:
 def _can_be_packed(conv: nn.Conv2d) -> bool:
     padded_with_zeros = conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
     return padded_with_zeros and conv.weight.dtype == torch.bfloat16
-
-
-def packs() -> bool:
-    """Whether convolutions are packed on this processor: does it have AMX."""
-    return bool(torch.cpu._is_amx_tile_supported())
