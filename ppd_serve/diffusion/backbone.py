@@ -96,7 +96,7 @@ class LaterStage(Stage, Protocol):
 class Backbone(Stage, Protocol):
     """One denoiser with its text encoder and autoencoder, and what follows it. It is the first
     stage itself, the one that users and training have to do with. ``encode`` may be called by any
-    thread, the rest by one thread at a time."""
+    thread; on a CPU so may ``denoise`` and ``decode``; the rest by one thread at a time."""
 
     dtype: torch.dtype
     samplers: tuple[str, ...]

@@ -1,6 +1,6 @@
 """The rows in flight: how they start, step, are decoded, and leave one by one.
 
-One thread's affair: the engine's.
+One thread's affair, the engine's, but for the work on large batches (``lanes.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
 from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
+from ppd_serve.diffusion.lanes import Lanes
 from ppd_serve.diffusion.request import Result
 from ppd_serve.diffusion.rows import Row, begin_next_stage, start_row, step_rows
 from ppd_serve.diffusion.ticket import Ticket
@@ -38,6 +39,7 @@ class Batch:
         self._adapter = adapter
         self._settle = settle
         self._turns = Turns()
+        self._lanes = Lanes(backbone.device)
         self._running: list[Row] = []  # in the order of waiting
         self._finished: list[Row] = []  # to be decoded, in nobody's place any more
 
@@ -65,17 +67,23 @@ class Batch:
 
     @torch.inference_mode()
     def step(self, most: int) -> int:
-        """One forward for the group whose turn it is. How many rows took part, at most ``most``."""
+        """One step for the group whose turn it is. How many rows took part, at most ``most``."""
         rows = self._turns.next(self._running, lambda group: min(most, self.limits.of(group)))
-        self._step(rows)
+        for part, outcome in self._lanes.each(self._forward, rows):
+            self._stepped(part, outcome)
         return len(rows)
 
     @torch.inference_mode()
     def decode(self) -> None:
         """Make pictures of some of the rows that are finished."""
         batch = next_to_decode([row for row in self._finished if not row.ticket.cancelled])
-        for row, made in zip(batch, decode_rows(batch, self._backbone), strict=True):
-            self._leave(row, made if isinstance(made, Result) else _failure(row.ticket, made))
+        for part, pictures in self._lanes.each(self._decoded, batch):
+            for row, made in zip(part, pictures, strict=True):
+                self._leave(row, made if isinstance(made, Result) else _failure(row.ticket, made))
+
+    def close(self) -> None:
+        """Nothing is stepped or decoded any more."""
+        self._lanes.close()
 
     def clear(self) -> list[Ticket]:
         """Drop every row. The tickets, which are still to be settled."""
@@ -84,24 +92,32 @@ class Batch:
         self._finished.clear()
         return tickets
 
-    def _step(self, rows: list[Row]) -> None:
-        """Step all of them. Out of memory, they go on in smaller forwards from the next tick; if
-        the forward fails otherwise, halve it until only the guilty fail."""
-        if not rows:
-            return
+    def _forward(self, rows: list[Row]) -> list[bool] | Exception:
+        """Which of ``rows`` are finite after their step, or why none of them took it."""
         try:
-            finite = step_rows(rows, self._adapter)
+            return step_rows(rows, self._adapter)
         except Exception as error:
+            return error
+
+    def _decoded(self, rows: list[Row]) -> list[Result | Exception]:
+        return decode_rows(rows, self._backbone)
+
+    def _stepped(self, rows: list[Row], outcome: list[bool] | Exception) -> None:
+        """Out of memory, rows go on in smaller forwards from the next tick; if the forward failed
+        otherwise, halve it until only the guilty fail."""
+        if isinstance(outcome, Exception):
             if len(rows) == 1:
-                self._leave(rows[0], _failure(rows[0].ticket, error))
-            elif is_out_of_memory(error):
+                self._leave(rows[0], _failure(rows[0].ticket, outcome))
+            elif is_out_of_memory(outcome):
                 self.limits.ran_out(rows[0].group, len(rows))
             else:
-                self._step(rows[: len(rows) // 2])
-                self._step(rows[len(rows) // 2 :])
+                half = len(rows) // 2
+                for part in (rows[:half], rows[half:]):
+                    self._stepped(part, self._forward(part))
+            outcome.with_traceback(None)  # its frames know this one, and keep the rows
             return
         self.limits.went_well(rows[0].group, len(rows))
-        well = [row for row, ok in zip(rows, finite, strict=True) if ok]
+        well = [row for row, ok in zip(rows, outcome, strict=True) if ok]
         for row in rows:
             if row not in well:
                 self._leave(row, _failure(row.ticket, GenerationFailed("the latent is not finite")))
@@ -143,6 +159,5 @@ def _failure(ticket: Ticket, error: Exception) -> PPDError:
     ours = isinstance(error, PPDError)
     told = "a picture could not be made: %s", error
     ticket.context.run(log.error, *told, exc_info=None if ours else error)
-    if isinstance(error, PPDError):
-        return error.with_traceback(None)  # its frames would keep the row as long as the ticket
-    return GenerationFailed(type(error).__name__)
+    error.with_traceback(None)  # its frames would keep the row as long as the ticket
+    return error if isinstance(error, PPDError) else GenerationFailed(type(error).__name__)

@@ -98,6 +98,7 @@ class Engine:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        self._batch.close()
         self._fail_outstanding(Interrupted("the engine was stopped"))
 
     def __enter__(self) -> Engine:

@@ -22,9 +22,9 @@ branches one after the other, I that of one, Q query positions, H heads.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -41,12 +41,29 @@ from ppd_serve.diffusion.attention import PlainAttnProcessor, is_plain
 from ppd_serve.errors import ReleaseError
 
 
-@dataclass
 class Condition:
-    """Who the first rows of the forward now running are drawn for, the values weighted; None for
-    nobody."""
+    """Who the first rows of a forward are drawn for, the values weighted; None for nobody.
 
-    users_BUT2P: Tensor | None = None
+    Every thread has its own: parts of a batch run side by side (``lanes.py``). One that was never
+    told has what was told last: autograd's, on a GPU, which run checkpointed forwards again.
+    """
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._last: Tensor | None = None
+
+    @property
+    def users_BUT2P(self) -> Tensor | None:
+        return getattr(self._own, "users", self._last)
+
+    @contextmanager
+    def of(self, users_BUT2P: Tensor | None) -> Iterator[None]:
+        before = getattr(self._own, "users", None)
+        self._own.users = self._last = users_BUT2P
+        try:
+            yield
+        finally:
+            self._own.users = self._last = before
 
 
 class UserProjection(nn.Module):
@@ -127,7 +144,7 @@ class UserAdapter(nn.Module):
     """Projection and user attentions for a list of a denoiser's cross-attentions.
 
     It does not own the denoiser and does not appear in its state dict. One adapter drives one
-    denoiser from one thread at a time: the condition is the adapter's state.
+    denoiser.
     """
 
     def __init__(
@@ -227,12 +244,8 @@ class UserAdapter(nn.Module):
         if users_BUT2P is not None and weights_BU is not None:
             scale_BU2 = torch.stack([torch.ones_like(weights_BU), weights_BU], -1)
             users_BUT2P = users_BUT2P * scale_BU2[:, :, None, :, None].to(users_BUT2P.dtype)
-        now = self._condition
-        before, now.users_BUT2P = now.users_BUT2P, users_BUT2P
-        try:
+        with self._condition.of(users_BUT2P):
             yield
-        finally:
-            now.users_BUT2P = before
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything but the two biases that stay at zero."""

@@ -7,7 +7,7 @@ does alone. The check itself is checked: it must fail on planted leaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppd_serve.diffusion import batch, rows
+from ppd_serve.diffusion import batch, lanes, rows
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import GenerationRequest, User
@@ -60,9 +60,17 @@ def requests(release: Release) -> list[GenerationRequest]:
 Run = Callable[[list[GenerationRequest]], list[np.ndarray]]
 
 
-@pytest.fixture
-def run(backbone: Backbone, adapter: UserAdapter) -> Run:
+@pytest.fixture(params=[1, 2], ids=["one part", "parts side by side"])
+def run(
+    request: pytest.FixtureRequest,
+    backbone: Backbone,
+    adapter: UserAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Run]:
     """Final latents of requests made together: half from the start, half joining at step 2."""
+    monkeypatch.setattr(lanes, "LEAST", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
 
     def together(requests: list[GenerationRequest]) -> list[np.ndarray]:
         running = Engine(backbone, adapter, embedding_rows=EMBEDDING_ROWS)
@@ -82,7 +90,8 @@ def run(backbone: Backbone, adapter: UserAdapter) -> Run:
         latents = dict(zip(order, made + joined, strict=True))
         return [latents[i] for i in range(len(requests))]
 
-    return together
+    yield together
+    torch.set_num_threads(before)
 
 
 def check_isolation(run: Run, requests: list[GenerationRequest]) -> None:

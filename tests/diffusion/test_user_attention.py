@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ppd_serve.errors import ReleaseError
 from tests.tiny_release import EMBEDDING_DIM, tiny_pipeline
 
 B, ROWS = 3, 2
+PATIENCE = 30.0
 
 
 @pytest.fixture
@@ -60,6 +63,39 @@ def test_nobody_is_the_base_bit_for_bit(unet: UNet2DConditionModel, adapter: Use
     changed = (mixed - base).abs().amax((1, 2, 3))
     assert changed[0] > 0.1 and changed[2] > 0.1
     assert torch.equal(forward(unet), base), "the condition must end with its block"
+
+
+def test_threads_draw_for_their_own_users(unet: UNet2DConditionModel, adapter: UserAdapter) -> None:
+    first, second = (adapter.project(embeddings(B, seed))[:, None] for seed in (2, 3))
+    both_are_told, both_have_drawn = threading.Barrier(2), threading.Barrier(2)
+
+    def draw(users: Tensor | None) -> Tensor:
+        with adapter.condition(users):
+            both_are_told.wait(PATIENCE)
+            drawn = forward(unet)
+            both_have_drawn.wait(PATIENCE)
+        return drawn
+
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(draw, [first, second]))
+        beside_nobody = list(threads.map(draw, [first, None]))
+    with adapter.condition(first):
+        alone = forward(unet)
+    assert torch.equal(together[0], alone) and torch.equal(beside_nobody[0], alone)
+    assert torch.equal(beside_nobody[1], forward(unet))
+    assert (together[1] - alone).abs().max() > 0.1
+
+
+def test_a_thread_that_was_told_nobody_draws_for_whom_was_told_last(
+    unet: UNet2DConditionModel, adapter: UserAdapter
+) -> None:
+    """On a GPU, backward runs checkpointed forwards again in a thread of autograd's."""
+    base = forward(unet)
+    with ThreadPoolExecutor(1) as autograd:
+        with adapter.condition(adapter.project(embeddings(B))[:, None]):
+            mine, again = forward(unet), autograd.submit(forward, unet).result()
+        assert torch.equal(mine, again) and not torch.equal(mine, base)
+        assert torch.equal(autograd.submit(forward, unet).result(), base)
 
 
 def test_users_of_one_row_are_summed_after_separate_attention(
