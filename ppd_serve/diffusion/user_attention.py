@@ -52,6 +52,10 @@ class Condition:
         self._own = threading.local()
         self._last: Tensor | None = None
 
+    def __reduce__(self) -> tuple[type[Condition], tuple[()]]:
+        """A copy was told nothing."""
+        return Condition, ()
+
     @property
     def users_BUT2P(self) -> Tensor | None:
         return getattr(self._own, "users", self._last)

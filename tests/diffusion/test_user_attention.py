@@ -1,3 +1,4 @@
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_a_thread_that_was_told_nobody_draws_for_whom_was_told_last(
             mine, again = forward(unet), autograd.submit(forward, unet).result()
         assert torch.equal(mine, again) and not torch.equal(mine, base)
         assert torch.equal(autograd.submit(forward, unet).result(), base)
+
+
+def test_copies_are_told_for_themselves(unet: UNet2DConditionModel, adapter: UserAdapter) -> None:
+    base, tokens = forward(unet), adapter.project(embeddings(B))[:, None]
+    with adapter.condition(tokens):
+        mine = forward(unet)
+        other_unet, other = copy.deepcopy((unet, adapter))
+        assert torch.equal(forward(other_unet), base)
+    with other.condition(tokens):
+        assert torch.equal(forward(other_unet), mine) and torch.equal(forward(unet), base)
 
 
 def test_users_of_one_row_are_summed_after_separate_attention(
