@@ -3,7 +3,7 @@
 torch shares every operation out to all cores and waits for the last of them, a thousand times in a
 forward. But a server's cores have other work too, and whichever is called away holds up all. Parts
 that go through the network on a core each wait for one another once, at the end of a step (sixteen
-callers of the studio on two cores: 14 % more pictures a second).
+callers of the studio on two cores: 4 to 15 % more pictures a second).
 
 All parts run on the one interpreter, which takes as long for a picture as for many. So no part is
 of fewer than ``LEAST`` pictures, and a smaller batch is one part, on all cores.
