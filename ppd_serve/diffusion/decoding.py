@@ -1,7 +1,7 @@
 """Finished rows to pictures, a few between two steps of the rows that still run.
 
-On the engine's thread, in slices, and not in a thread beside it: decoding one picture is about the
-work of a step, so a second thread would take the same cores (or the same GPU, with memory that no
+Between steps, in slices, and not in a thread beside them: decoding one picture is about the work of
+a step, so a second thread would take the same cores (or the same GPU, with memory that no
 batch limit knows of) from the steps it is meant not to hold up. What holds a running row up is
 waiting for many pictures at once. So a finished row leaves its place in the batch at once, and each
 tick decodes half of the pictures that wait: of sixteen that finish together a newcomer waits for

@@ -2,9 +2,10 @@
 
 Continuous batching at the granularity of a step. At every tick whoever was cancelled leaves, the
 queue fills the places that are free, in order of arrival, and one group of rows (equal stage and
-latent shape) takes a step in one forward, each row by its own schedule; then some of the pictures
-that are finished are decoded (``decoding.py``). A row that has finished a stage of several begins
-the next in its place. Whatever goes wrong with one row fails that row alone.
+latent shape) takes a step in one forward (on a CPU, if it is large, in one for each core,
+``lanes.py``), each row by its own schedule; then some of the pictures that are finished are decoded
+(``decoding.py``). A row that has finished a stage of several begins the next in its place. Whatever
+goes wrong with one row fails that row alone.
 
 The rule of fairness (``turns.py``): every row is owed the same work. Groups take turns by the work
 their rows were given, rows within a group by how long they have waited, so neither a size nor a

@@ -44,8 +44,8 @@ from ppd_serve.errors import ReleaseError
 class Condition:
     """Who the first rows of a forward are drawn for, the values weighted; None for nobody.
 
-    Every thread has its own: parts of a batch run side by side (``lanes.py``). One that was never
-    told has what was told last: autograd's, on a GPU, which run checkpointed forwards again.
+    Every thread has its own: parts of a batch run side by side (``lanes.py``). A thread that was
+    never told has what was told last: on a GPU, autograd's runs checkpointed forwards again.
     """
 
     def __init__(self) -> None:
