@@ -167,18 +167,14 @@ def tune(
     """Try preference scales on dev users; a release's default is chosen by this table."""
     import json
 
+    from training.evaluate.report import scales_table
     from training.evaluate.run import sweep_scales
 
     found = sweep_scales(release, users=users, work=work)
-    for scale, row in found.items():
-        win, content = row["win_rate"], row["content"]
-        lost = ", ".join(f"{part} {100 * content[part]['minus_base']:+.1f}" for part in content)
-        typer.echo(
-            f"scale {scale}: wins {100 * win['value']:.1f} % "
-            f"({100 * win['low']:.1f}-{100 * win['high']:.1f}), {lost} points"
-        )
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
+    typer.echo(scales_table(found))
 
 
 @app.command()

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppd_serve.diffusion.backbone import Backbone
@@ -52,8 +54,6 @@ class Policy:
     ) -> None:
         self.backbone, self.weights, self.conditioning = backbone, weights, conditioning
         denoiser: Any = backbone.denoiser.requires_grad_(False)
-        if weights == "lora" and not hasattr(denoiser, "add_adapter"):
-            raise ValueError(f"weights: diffusers has no LoRA for a {type(denoiser).__name__}")
         parameter = next(denoiser.parameters())
         # float32 at least beside any base: most steps would be lost on bf16 weights.
         trained_in = torch.promote_types(parameter.dtype, torch.float32)
@@ -71,10 +71,11 @@ class Policy:
                 self.constant = Constant(embedding_shape[1]).to(parameter.device, trained_in)
                 self.modules["constant"] = self.constant
             if weights == "lora":
-                denoiser.add_adapter(LoraConfig(
+                # PEFT's own: Stable Cascade's UNet has none of diffusers' ``add_adapter``.
+                inject_adapter_in_model(LoraConfig(
                     r=lora_rank, lora_alpha=lora_rank, target_modules=LORA_TARGETS,
                     init_lora_weights="gaussian",
-                ))  # fmt: skip
+                ), denoiser)  # fmt: skip
         if weights == "lora":
             self.modules["lora"] = _only_trained(denoiser)
         if weights == "full":
@@ -106,8 +107,7 @@ class Policy:
             finally:
                 self.backbone.denoiser = trained
             return
-        if self.weights == "lora":
-            trained.disable_adapters()
+        self._switch_lora(False)
         try:
             if self.adapter is None:
                 yield
@@ -115,8 +115,12 @@ class Policy:
                 with self.adapter.condition(None):
                     yield
         finally:
-            if self.weights == "lora":
-                trained.enable_adapters()
+            self._switch_lora(True)
+
+    def _switch_lora(self, on: bool) -> None:
+        for layer in self.backbone.denoiser.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.enable_adapters(on)
 
     def save_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         """The user branch as an IP-Adapter file. A constant is folded in: there, it is all ones."""
@@ -145,7 +149,12 @@ class Policy:
         if self.adapter is not None:
             self.save_adapter(directory / "ip_adapter.safetensors")
         if self.weights == "lora":
-            denoiser.save_lora_adapter(directory, safe_serialization=True)
+            trained = get_peft_model_state_dict(denoiser)
+            save_file(
+                {f"unet.{name}": value.contiguous() for name, value in trained.items()},
+                directory / "pytorch_lora_weights.safetensors",
+                metadata={"format": "pt"},
+            )
         if self.weights == "full":
             denoiser.save_pretrained(directory / "denoiser")
 

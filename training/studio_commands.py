@@ -3,6 +3,7 @@ default is made, and every method beside the others on it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -138,29 +139,26 @@ def compare(
     import json
 
     from training.comparison import methods, style, synthetic_users
+    from training.comparison.runs import Interrupted
+    from training.stage import OtherRun
 
-    if what == "methods":
-        report = methods.compare_methods(
-            release,
-            out,
-            work,
-            split=split,
-            users=users,
-            seeds=seeds,
-            steps=steps,
-            bf16=bf16,
-        )
-        page = methods.methods_markdown(report)
-    elif what == "style":
-        report = style.compare_style(
-            release, out, work, split=split, pictures=users, steps=steps, bf16=bf16
-        )
-        page = style.style_markdown(report)
-    else:
-        report = synthetic_users.compare_synthetic_users(
-            release, out, work, split=split, pictures=users, steps=steps, bf16=bf16
-        )
-        page = synthetic_users.synthetic_markdown(report)
+    run, page = {
+        "methods": (
+            partial(methods.compare_methods, users=users, seeds=seeds), methods.methods_markdown
+        ),
+        "synthetic-users": (
+            partial(synthetic_users.compare_synthetic_users, pictures=users),
+            synthetic_users.synthetic_markdown,
+        ),
+        "style": (partial(style.compare_style, pictures=users), style.style_markdown),
+    }[what]  # fmt: skip
+    try:
+        report = run(release, out, work, split=split, steps=steps, bf16=bf16)
+    except OtherRun as other:
+        raise typer.BadParameter(str(other), param_hint="--out") from None
+    except Interrupted:
+        typer.echo("interrupted and saved: call again")
+        raise typer.Exit(TO_BE_CONTINUED) from None
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "report.md").write_text(page)
-    typer.echo(page)
+    (out / "report.md").write_text(page(report))
+    typer.echo(page(report))

@@ -21,6 +21,7 @@ from training.data.choice_set import ChoiceSet
 from training.data.choices import choice_of
 from training.policy import Conditioning, Policy
 from training.recipes import Objective, Recipe
+from training.recipes import recipe as named_recipe
 from training.train import PreferenceTraining, stage_of
 
 
@@ -89,9 +90,20 @@ def test_a_new_branch_is_the_reference_while_gradients_are_checkpointed(
     assert torch.equal(errors.m, errors.r) and errors.m.requires_grad
 
 
-def test_a_lora_is_refused_by_name(release: Release) -> None:
-    with pytest.raises(ValueError, match="weights: diffusers has no LoRA for a StableCascadeUNet"):
-        Policy(release.load_backbone(), weights="lora", conditioning="none", embedding_shape=(1, 4))
+@pytest.mark.parametrize("name", ["pickapic-stable-cascade-dpo", "pickapic-stable-cascade-ppd"])
+def test_a_step_of_a_published_recipe(
+    release: Release, data: Path, tmp_path: Path, name: str
+) -> None:
+    """A LoRA without users, on a UNet that diffusers has none for; the branch with them."""
+    how = named_recipe(name, steps=1, batch=4, micro_batch=2, warmup=0, learning_rate=1e-2)
+    assert how.weights == ("adapter" if name.endswith("ppd") else "lora")
+    one_step(release, data, tmp_path, how)
+    if how.weights == "lora":
+        trained = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+        moved = [x for key, x in trained.items() if "lora_B" in key]  # they start at zero
+        assert moved and all(x.any() for x in moved)
+    else:
+        assert load_file(tmp_path / "ip_adapter.safetensors")["ip_adapter.1.to_v_ip.weight"].any()
 
 
 def test_what_was_trained_is_served(release: Release, data: Path, tmp_path: Path) -> None:

@@ -6,18 +6,24 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from ppd_serve.release import load_release, write_release
 from ppd_serve.settings import STUDIO
 from training import run
+from training.__main__ import app
 from training.comparison import synthetic_users
 from training.comparison.methods import Arm, compare_methods, methods_markdown
+from training.comparison.runs import begin
 from training.comparison.style import compare_style, painted, style_markdown
 from training.comparison.synthetic_users import (
     compare_synthetic_users,
+    gains,
     one_reward_each,
     synthetic_markdown,
     their_choices,
@@ -27,6 +33,8 @@ from training.data.judge import scores
 from training.data.pool import load_pool
 from training.data.world import AXES, CAPTIONS
 from training.evaluate import interpolation
+from training.evaluate.content import PARTS
+from training.evaluate.studio import Outcome, Panel
 from training.stage import OtherRun
 
 POOL = 300
@@ -97,15 +105,24 @@ def test_methods_side_by_side(
 
 @pytest.mark.slow
 def test_pictures_of_another_panel_are_not_taken(release: Path, work: Path, tmp_path: Path) -> None:
-    def compared(users: int) -> dict:
+    def compared(users: int, split: str = "dev") -> dict:
         return compare_methods(
-            release, tmp_path, work, split="dev", users=users, seeds=1, steps=1, arms=(),
+            release, tmp_path, work, split=split, users=users, seeds=1, steps=1, arms=(),
             pool_size=POOL,
         )  # fmt: skip
 
     compared(2)
-    with pytest.raises(ValueError, match="holds 2 pictures, not 3"):
+    with pytest.raises(OtherRun, match="begun with another users; take another --out"):
         compared(3)
+    with pytest.raises(OtherRun, match="begun with another split"):
+        compared(2, "test")
+
+
+@pytest.mark.parametrize("what", ["methods", "synthetic-users", "style"])
+def test_a_directory_of_another_comparison_is_refused(tmp_path: Path, what: str) -> None:
+    begin(tmp_path, "another", load_release(STUDIO), split="test")
+    found = CliRunner().invoke(app, ["compare", "--what", what, "--out", str(tmp_path)])
+    assert found.exit_code == 2 and "begun" in found.output and "--out" in found.output
 
 
 @pytest.mark.slow
@@ -133,6 +150,8 @@ def test_one_style_for_everybody(release: Path, work: Path, tmp_path: Path) -> N
     assert set(report["alignment"]) == {"base", "sft", "dpo", "kto", "rpo", "rpo-inside"}
     for row in report["alignment"].values():
         assert row["distance"] > row["floor"] > 0 and row["count"] == 8
+    right = np.load(tmp_path / "dpo" / "panel.npz")["content"][:, PARTS.index("subject")]
+    assert report["subject_right"]["dpo"] == right.mean()
     assert "| rpo-inside |" in style_markdown(report)
 
 
@@ -143,6 +162,19 @@ def test_a_painted_style_is_near_itself() -> None:
     assert np.abs(one.mean(0) - other.mean(0)).max() < 0.4
     wants_outline = one[:, AXES.index("outline")]
     assert wants_outline.mean() > 0.5 and wants_outline.std() < 1
+
+
+def test_users_who_gain_unlike_each_other_widen_the_interval_of_all() -> None:
+    """Half of the users gain 1 and half nothing, all their pictures alike."""
+    tastes = one_reward_each(50)
+    panel = cast(Panel, SimpleNamespace(tastes=tastes))
+    wants = tastes.weight.argmax(1)
+    rise = (wants % 2).astype(np.float32)
+    base, drawn = (cast(Outcome, SimpleNamespace(reward=x)) for x in (np.zeros_like(rise), rise))
+    found = gains(drawn, base, panel)
+    assert found["warmth"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["all"]["mean"] == 0.5
+    assert found["all"]["low"] < 0.2 and found["all"]["high"] > 0.8
 
 
 def test_each_wants_their_own_axis() -> None:

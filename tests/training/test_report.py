@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluate.report import write_report
+from training.evaluate.report import scales_table, write_report
 from training.evaluate.studio import Outcome
+from training.evaluate.summary import compared
 
 
 def outcome(count: int) -> Outcome:
@@ -47,3 +48,13 @@ def test_a_side_condition_may_be_shorter(tmp_path: Path, side: int) -> None:
     assert "personal minus mismatched: +10.0 points (+40.0 to +60.0, n=12)" in page
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > min(10, side) * 128
+
+
+def test_what_a_scale_costs_is_told_in_a_line() -> None:
+    base, ours = outcome(10), outcome(10)
+    base.reward[:] = np.arange(10)
+    ours.reward[:] = base.reward + 1
+    ours.content[0, 1] = False
+    table = scales_table({"1": compared(ours, base), "2": compared(base, base)}).splitlines()
+    assert table[2].startswith("| 1 | 100.0 (72.2–100.0) | 0.35 | -3.3 points (-10.0 to +0.0")
+    assert table[3].startswith("| 2 | 50.0 ")

@@ -129,6 +129,18 @@ def test_a_paired_difference_is_narrower_than_two_rates() -> None:
     assert str(found).startswith("+") and "points" in str(found)
 
 
+def test_a_paired_difference_that_nobody_showed_may_still_be_there() -> None:
+    """600 pictures of 200 people, right in both or wrong in both: of others, two in a hundred may
+    yet gain or lose."""
+    same, users = np.arange(600) % 2, np.arange(600) // 3
+    found = paired_difference(same, same, users)
+    assert found.value == 0 and found.count == 600
+    assert found.high == pytest.approx(wilson(0, 200).high) == -found.low > 0.015
+    always = paired_difference(np.ones(20), np.zeros(20), np.arange(20))
+    assert always.value == always.high == 1
+    assert always.low == pytest.approx(1 - 2 * wilson(0, 20).high)
+
+
 def test_a_paired_difference_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(6)
     covered = []

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from ppd_serve.diffusion.engine import Engine
@@ -77,6 +79,10 @@ def test_a_step_of_a_lora(
     moved = [x for key, x in trained.items() if "lora_B" in key]  # they start at zero
     assert moved and all(x.any() for x in moved)
     assert (tmp_path / "ip_adapter.safetensors").exists() == (conditioning == "user")
+    stock = StableDiffusionXLPipeline.from_pretrained(release.backbone_path)
+    stock.load_lora_weights(tmp_path)
+    for name, value in get_peft_model_state_dict(stock.unet, adapter_name="default_0").items():
+        assert torch.equal(value, trained[f"unet.{name}"]), name
 
 
 @pytest.mark.parametrize("name", ["pickapic-sdxl-ppd", "pickapic-sdxl-dpo"])

@@ -15,7 +15,7 @@ import numpy as np
 
 from ppd_serve.preferences.encoder import CHUNK
 from ppd_serve.release import Release, load_release
-from training.comparison.runs import outcome, trained
+from training.comparison.runs import begin, outcome, trained
 from training.data.fingerprint import FROZEN
 from training.evaluate.adherence import content_table
 from training.evaluate.content import load_judge
@@ -85,6 +85,7 @@ def compare_methods(
 ) -> dict[str, Any]:
     """Train and draw what is not in ``out`` yet; the figures of all of it."""
     release, judge = load_release(release_path), load_judge()
+    begin(out, "methods", release, split=split, users=users, pool=pool_size)
     panel = panel_of(work, split, users, pool_size)
     read = _read(release, panel, out)
     base = outcome("base", out, release, panel, judge)
@@ -118,7 +119,6 @@ def compare_methods(
 def _read(release: Release, panel: Panel, out: Path) -> Array:
     path = out / "embeddings.npy"
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
         np.save(path, embeddings(reading_encoder(release), panel, CHUNK))
     return np.asarray(np.load(path), np.float32)
 

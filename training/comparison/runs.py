@@ -5,15 +5,18 @@ Both are kept in the run's directory, so that a comparison that was interrupted 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
+from training.data.fingerprint import FROZEN
 from training.evaluate.content import ContentJudge
 from training.evaluate.studio import Array, Outcome, Panel, draw, judged, requests
 from training.run import Job, train
@@ -25,6 +28,24 @@ _SHOWN = 12  # pictures kept to be looked at
 
 class Interrupted(Exception):
     """A run was stopped and saved; the same comparison goes on from there."""
+
+
+def begin(out: Path, what: str, release: Release, **panel: Any) -> None:
+    """Keep in ``out`` what it is drawn with and for whom, or raise OtherRun if it was begun for
+    anything else."""
+    kept, manifest = out / "about.json", release.manifest
+    parts = repr((sorted(manifest.checksums.items()), manifest.defaults))
+    about = {
+        "what": what, "release": f"{release.name} {release.version}",
+        "parts": hashlib.sha256(parts.encode()).hexdigest()[:12], "world": FROZEN, **panel,
+    }  # fmt: skip
+    if kept.exists():
+        there = json.loads(kept.read_text())
+        if other := [name for name in about | there if about.get(name) != there.get(name)]:
+            raise OtherRun(f"{out}: begun with another {' and '.join(other)}; take another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def trained(job: Job) -> Path:
@@ -80,6 +101,4 @@ def outcome(
                  content=found.content)  # fmt: skip
         draft.rename(kept)
     stored = np.load(kept)
-    if len(stored["reward"]) != len(panel):
-        raise ValueError(f"{kept}: holds {len(stored['reward'])} pictures, not {len(panel)}")
     return Outcome(*(stored[key] for key in ("images", "scores", "reward", "content")))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ppd_serve.release import Release, load_release
 from training.autoencoder import to_input
-from training.comparison.runs import outcome, trained
+from training.comparison.runs import begin, outcome, trained
 from training.data.choice_set import ChoiceSet
 from training.data.closeness import unit
 from training.data.fingerprint import FROZEN
@@ -26,7 +26,7 @@ from training.data.judge import scores
 from training.data.studio import caption_text
 from training.data.world import AXES, CAPTIONS, TRAIN_CAPTIONS, render
 from training.evaluate.alignment import aligned
-from training.evaluate.content import load_judge
+from training.evaluate.content import PARTS, load_judge
 from training.evaluate.run import POOL_SIZE, one
 from training.evaluate.studio import Outcome, Panel, panel_of
 from training.recipes import recipe
@@ -88,6 +88,7 @@ def compare_style(
 ) -> dict[str, Any]:
     """``pictures`` of every method against the style; learned from as many pairs."""
     release, judge = load_release(release_path), load_judge()
+    begin(out, "style", release, split=split, pictures=pictures, pool=pool_size)
     panel = panel_of(work, split, pictures, pool_size)
     for part, count in (("train", pictures), ("dev", max(8, pictures // 8))):
         if not (out / "choices" / part / "about.json").exists():
@@ -110,7 +111,9 @@ def compare_style(
         "release": f"{release.name} {release.version}", "world": FROZEN, "split": split,
         "pictures": pictures, "steps": steps, "seed": seed, "style": STYLE,
         "alignment": {name: asdict(aligned(f.scores, wanted)) for name, f in found.items()},
-        "subject_right": {name: float(f.content[:, 0].mean()) for name, f in found.items()},
+        "subject_right": {
+            name: float(f.content[:, PARTS.index("subject")].mean()) for name, f in found.items()
+        },
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppd_serve.release import Release, load_release
-from training.comparison.runs import outcome, trained
+from training.comparison.runs import begin, outcome, trained
 from training.data.choice_set import ChoiceSet
 from training.data.fingerprint import FROZEN
 from training.data.pool import PairSampler, load_pool
@@ -25,7 +25,7 @@ from training.data.world import AXES
 from training.evaluate.content import load_judge
 from training.evaluate.interpolation import blends, interpolation
 from training.evaluate.run import POOL_SIZE, one
-from training.evaluate.statistics import bootstrap_mean
+from training.evaluate.statistics import bootstrap_mean, clustered_mean
 from training.evaluate.studio import Array, Outcome, Panel, panel_of
 from training.recipes import recipe
 from training.run import Job
@@ -79,6 +79,7 @@ def compare_synthetic_users(
 ) -> dict[str, Any]:
     """``pictures`` for each of the eight, with every method, and between four pairs of them."""
     release, judge = load_release(release_path), load_judge()
+    begin(out, "synthetic-users", release, split=split, pictures=pictures, pool=pool_size)
     data = out / "choices"
     for part in _PAIRS:
         if not (data / part / "about.json").exists():
@@ -109,14 +110,18 @@ def compare_synthetic_users(
 
 
 def gains(drawn: Outcome, base: Outcome, panel: Panel) -> dict[str, Any]:
-    """How far each user's own reward rose over the base's pictures, in the world's deviations."""
+    """How far each user's own reward rose over the base's pictures, in the world's deviations.
+
+    A user's interval is over pictures, that of all of them over users: others might want others.
+    """
     wants = panel.tastes.weight.argmax(1)
     rise = drawn.reward - base.reward
 
-    def told(values: Array) -> dict[str, float]:
-        return dict(zip(("mean", "low", "high"), bootstrap_mean(values), strict=True))
+    def told(found: tuple[float, float, float]) -> dict[str, float]:
+        return dict(zip(("mean", "low", "high"), found, strict=True))
 
-    return {axis: told(rise[wants == k]) for k, axis in enumerate(AXES)} | {"all": told(rise)}
+    own = {axis: told(bootstrap_mean(rise[wants == k])) for k, axis in enumerate(AXES)}
+    return own | {"all": told(clustered_mean(rise, wants))}
 
 
 def synthetic_markdown(report: dict[str, Any]) -> str:

@@ -137,10 +137,10 @@ class Study:
         self.release, self.engine, self.panel, self.out = release, engine, panel, out
         self.questioner, self.encoder = questioner, reading_encoder(release)
         self.judge, self.seed = load_judge(), seed
-        told = (release.manifest.checksums, FROZEN, seed, len(panel), len(panel.pool))
-        self.key = hashlib.sha256(repr(told).encode()).hexdigest()[
-            :12
-        ]  # another study, other files
+        manifest = release.manifest
+        told = (manifest.checksums, manifest.defaults, FROZEN, seed, len(panel), len(panel.pool))
+        # Another study, other files.
+        self.key = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
     def read_after_each(self, way: str, answers: int) -> dict[str, Array]:
         """Everybody's embedding after 1, 2, … answers: ``[answers, N, rows, dim]``."""

@@ -51,6 +51,17 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def scales_table(found: dict[str, dict[str, Any]]) -> str:
+    """What ``sweep_scales`` found, a line per preference scale."""
+    lines = ["| scale | wins % | gain | content, points |", "|---|---|---|---|"]
+    lines += [
+        f"| {scale} | {_rate(row['win_rate'])} | {row['gain_in_base_spreads']['mean']:.2f} | "
+        f"{_points(row['content']['mean']['difference'])} |"
+        for scale, row in found.items()
+    ]
+    return "\n".join(lines)
+
+
 def _conditions(report: dict[str, Any]) -> list[str]:
     base = report["base_content"]
     parts = " | ".join(_rate(base[p]) for p in _PARTS)

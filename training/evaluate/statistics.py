@@ -99,12 +99,18 @@ def paired_difference(
 ) -> Difference:
     """Share of wins of ``ours`` less that of ``theirs``, both ``[n]`` over the same comparisons.
 
-    The pairing counts: a comparison that both win says nothing, and widens nothing.
+    The pairing counts: a comparison that both win says nothing, and widens nothing. Where it came
+    out alike for all users there is nothing to draw again: as many others as Wilson's interval
+    leaves room for may be anywhere.
     """
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"theirs: {b.shape} for {a.shape} of ours")
     gained, counts = _per_user(a - b, users)
+    if np.ptp(gained / counts) == 0:
+        value, others = float(gained[0] / counts[0]), wilson(0, len(counts)).high
+        low, high = value - others * (1 + value), value + others * (1 - value)
+        return Difference(value, low, high, int(counts.sum()))
     value, low, high = _bootstrap(
         lambda drawn: gained[drawn].sum(-1) / counts[drawn].sum(-1), len(counts), draws, seed
     )
