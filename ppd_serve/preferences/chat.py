@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
+from PIL.Image import Image
 
 from ppd_serve.errors import ReleaseError
 
@@ -35,6 +37,26 @@ class Chat:
         messages = [self._inlined(m) if self._inline else m for m in conversation]
         found: str = self._processor.apply_chat_template(messages, add_generation_prompt=True)
         return found
+
+    def inputs(
+        self, conversations: Sequence[Sequence[Message]], images: Sequence[Sequence[Image]], of: Any
+    ) -> dict[str, torch.Tensor]:
+        """What the model ``of`` takes of conversations and each one's pictures, on its device.
+
+        Padded on the left: every conversation ends where the answer begins.
+        """
+        texts = [self.text(conversation) for conversation in conversations]
+        first_token = self._processor.tokenizer.bos_token
+        found = self._processor(
+            text=texts,
+            images=[list(shown) for shown in images],
+            padding=len(texts) > 1,
+            padding_side="left",
+            # A template that writes the first token itself must not get another.
+            add_special_tokens=not (first_token and texts[0].startswith(first_token)),
+            return_tensors="pt",
+        ).to(of.device)
+        return {k: v.to(of.dtype) if v.is_floating_point() else v for k, v in found.items()}
 
     def _inlined(self, message: Message) -> Message:
         token = self._processor.image_token

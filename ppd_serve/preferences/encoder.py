@@ -26,7 +26,7 @@ from ppd_serve.preferences.embedding_space import embedding_space
 from ppd_serve.preferences.model_files import HubModel, model_directory
 from ppd_serve.preferences.pair_encoder import CHUNK, Array, ChunkReading, PairEncoder, Reading
 from ppd_serve.preferences.picture_states import picture_states
-from ppd_serve.preferences.processors import limit_pixels, load_processor
+from ppd_serve.preferences.processors import UNREADABLE, limit_pixels, load_processor
 from ppd_serve.preferences.prompt import Choice, FewShotPrompt
 from ppd_serve.preferences.quantisation import Quantisation, bitsandbytes_config
 from ppd_serve.preferences.transform import BetweenUserTransform
@@ -119,7 +119,7 @@ class Encoder(PairEncoder):
             raise ReleaseError(f"encoder: {error}") from error
         try:
             processor = load_processor(weights)
-        except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
+        except UNREADABLE as error:
             raise ReleaseError(f"encoder: no processor: {error}") from error
         space = embedding_space(path, dtype=dtype, quantisation=quantisation, weights=weights)
         return cls(model, processor, config, transform, space=space)
@@ -165,22 +165,12 @@ class Encoder(PairEncoder):
         return readings
 
     def _inputs(self, chunks: Sequence[Sequence[Choice]]) -> dict[str, torch.Tensor]:
-        """Padded on the left: every chunk ends where its profile begins."""
         prompt = self.config.prompt
-        texts = [self._chat.text(prompt.conversation(choices)) for choices in chunks]
-        first_token = self.processor.tokenizer.bos_token
-        inputs = self.processor(
-            text=texts,
-            images=[prompt.images(choices) for choices in chunks],
-            padding=len(chunks) > 1,
-            padding_side="left",
-            # A template that writes the first token itself must not get another.
-            add_special_tokens=not (first_token and texts[0].startswith(first_token)),
-            return_tensors="pt",
-        ).to(self.model.device)
-        return {
-            k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()
-        }
+        return self._chat.inputs(
+            [prompt.conversation(choices) for choices in chunks],
+            [prompt.images(choices) for choices in chunks],
+            self.model,
+        )
 
     def _length(self, written: torch.Tensor) -> int:
         """Of one text in a batch, which goes on until the longest is done: to its own end."""

@@ -14,6 +14,9 @@ from transformers import PROCESSOR_MAPPING, AutoConfig, AutoImageProcessor, Auto
 
 from ppd_serve.errors import ReleaseError
 
+# What transformers raises for a directory that holds something else.
+UNREADABLE = (OSError, ValueError, ImportError, AttributeError, KeyError)
+
 
 def load_processor(path: str | Path) -> Any:
     """The processor of a transformers model directory. Raises what transformers raises, or

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from ppd_serve.preferences.encoder import MAX_CAPTION
 from ppd_serve.preferences.prompt import FewShotPrompt
 from tests.tiny_encoder import make_tiny_encoder, random_choice
+from tests.twins.encoders import make_clip, make_vlm
 from training.evaluate.vlm_judge import (
     JudgePrompt,
     Question,
@@ -185,3 +188,30 @@ def test_a_judge_without_safetensors_is_refused(tmp_path: Path, judge: VlmJudge)
     torch.save(judge.model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"source: .*safetensors"):
         VlmJudge.load(tmp_path)
+
+
+def test_pictures_stay_beside_their_words_whatever_the_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA's templates gather all pictures in front: which of them was A could not be told."""
+    llava = VlmJudge.load(make_vlm("llava_onevision", tmp_path / "vlm"))
+    generate, read = llava.model.generate, []
+
+    def reading(**inputs: Any) -> Any:
+        read.append(llava.processor.tokenizer.decode(inputs["input_ids"][0]))
+        return generate(**inputs)
+
+    monkeypatch.setattr(llava.model, "generate", reading)
+    llava.answer(questions(1, seed=6)[0])
+    assert len(read) == 2
+    for text in read:
+        words = re.sub("(<image>)+", "#", text.replace(" ", "").replace("\n", ""))
+        assert words.count("#") == 4
+        assert re.search("Preferredpicture:#Rejectedpicture:#PictureA:#PictureB:#These", words)
+
+
+def test_what_is_no_vlm_is_refused_by_its_name(tmp_path: Path) -> None:
+    """transformers has no one error for it."""
+    make_clip(tmp_path / "clip")
+    with pytest.raises(ValueError, match="source: clip holds no VLM"):
+        VlmJudge.load(tmp_path / "clip")

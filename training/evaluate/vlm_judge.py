@@ -17,8 +17,10 @@ import torch
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict
 
+from ppd_serve.errors import ReleaseError
+from ppd_serve.preferences.chat import Chat
 from ppd_serve.preferences.encoder import MAX_CAPTION, Quantisation, load_vlm
-from ppd_serve.preferences.processors import load_processor
+from ppd_serve.preferences.processors import UNREADABLE, load_processor
 from ppd_serve.preferences.prompt import Choice, FewShotPrompt
 from training.evaluate.scorers.source import directory
 from training.evaluate.statistics import Rate, wilson
@@ -87,6 +89,7 @@ class VlmJudge:
         self.model = model
         self.processor = processor
         self.prompt = prompt or JudgePrompt()
+        self._chat = Chat(processor)
         self._first, self._second = (self._tokens(answer) for answer in self.prompt.answers)
         if self._first & self._second:
             raise ValueError(f"answers: {self.prompt.answers} are one and the same token")
@@ -106,9 +109,9 @@ class VlmJudge:
         try:
             model = load_vlm(path, device=device, dtype=dtype, quantisation=quantisation)
             processor = load_processor(path)
-        except (OSError, ValueError) as error:
+            return cls(model, processor, prompt)
+        except (*UNREADABLE, ReleaseError) as error:
             raise ValueError(f"source: {path.name} holds no VLM: {error}") from error
-        return cls(model, processor, prompt)
 
     def verdict(self, questions: Iterable[Question]) -> Verdict:
         return verdict(self.answer(question) for question in questions)
@@ -126,18 +129,10 @@ class VlmJudge:
     ) -> float:
         """``log P(first answer) − log P(second answer)``, the pictures shown in this order."""
         choices = [(self._harmless(c), preferred, rejected) for c, preferred, rejected in choices]
-        text = self.processor.apply_chat_template(
-            self.prompt.conversation(choices, self._harmless(caption)), add_generation_prompt=True
-        )
-        images = [*FewShotPrompt.images(choices), first, second]
-        inputs = self.processor(text=text, images=[images], return_tensors="pt").to(
-            self.model.device
-        )
+        conversation = self.prompt.conversation(choices, self._harmless(caption))
+        shown = [*FewShotPrompt.images(choices), first, second]
         output = self.model.generate(
-            **{
-                name: value.to(self.model.dtype) if value.is_floating_point() else value
-                for name, value in inputs.items()
-            },
+            **self._chat.inputs([conversation], [shown], self.model),
             do_sample=False,
             max_new_tokens=1,
             output_logits=True,
