@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from training.data.readings import MOST_PAIRS, READ_AT_ONCE
+from training.data.readings import MOST_READ, READ_AT_ONCE
 from training.encoder_options import EncoderBits, EncoderDtype
 from training.judge_commands import judges
 from training.studio_commands import DEFAULT_RELEASE, TO_BE_CONTINUED, WORK, studio
@@ -39,7 +40,12 @@ def prepare(
         str | None,
         typer.Option(help="Let a scorer say how much each pair counts (SmPO): NAME=PLACE."),
     ] = None,
-    most_pairs: Annotated[int, typer.Option(min=READ_AT_ONCE, help="Of one person.")] = MOST_PAIRS,
+    most_pairs: Annotated[
+        int | None, typer.Option(min=READ_AT_ONCE, help="Of one person; all, if not given.")
+    ] = None,
+    most_read: Annotated[
+        int, typer.Option(min=READ_AT_ONCE, help="Of one person's, that the VLM reads.")
+    ] = MOST_READ,
     device: str = "cpu",
     dtype: EncoderDtype = "float32",
     quantisation: EncoderBits = None,
@@ -47,15 +53,21 @@ def prepare(
 ) -> None:
     """Compute once what training needs of a file of choices, or of a server's choices and likes:
     latents, text states, readings."""
+    from training.data.choice_set import NoChoices
     from training.data.sources import prepare_splits
 
     _one_source(rows, database, blobs)
-    for line in prepare_splits(
-        out, release, rows=rows, revision=revision, database=database, blobs=blobs,
-        project=project, clip=clip, relabel_by=relabel_by, weigh_by=weigh_by, most_pairs=most_pairs,
-        device=device, dtype=dtype, quantisation=quantisation, workers=workers,
-    ):  # fmt: skip
-        typer.echo(line)
+    try:
+        for line in prepare_splits(
+            out, release, rows=rows, revision=revision, database=database, blobs=blobs,
+            project=project, clip=clip, relabel_by=relabel_by, weigh_by=weigh_by,
+            most_pairs=most_pairs, most_read=most_read, device=device, dtype=dtype,
+            quantisation=quantisation, workers=workers,
+        ):  # fmt: skip
+            typer.echo(line)
+    except NoChoices as nothing:
+        source = "--rows" if rows else "--database"
+        raise typer.BadParameter(str(nothing), param_hint=source) from None
 
 
 @app.command()
@@ -84,6 +96,10 @@ def train(
         Literal["kahneman_tversky", "loss_averse", "risk_seeking"] | None,
         typer.Option(help="Of kto."),
     ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other constant of the recipe: NAME=VALUE.", metavar="TEXT"),
+    ] = None,
     device: str = "cpu",
     workers: Annotated[
         int | None, typer.Option(help="Run as a Ray Train job of so many processes.")
@@ -95,7 +111,8 @@ def train(
     """
     from pydantic import ValidationError
 
-    from training.data.choice_set import is_prepared
+    from ppd_serve.errors import ReleaseError
+    from training.data.choice_set import NoChoices, is_prepared
     from training.recipes import recipe as named
     from training.run import STUDIO, Job, train_on_ray
     from training.run import train as run
@@ -104,7 +121,8 @@ def train(
     if data != STUDIO and not is_prepared(Path(data) / "train"):
         raise typer.BadParameter(f"{data}: `prepare` has written nothing here", param_hint="--data")
 
-    chosen = {
+    chosen = dict(_named_value(one) for one in change or ())
+    chosen |= {
         "steps": steps, "batch": batch, "micro_batch": micro_batch, "seed": seed, "bf16": bf16,
         "weights": weights, "utility": utility,
     }  # fmt: skip
@@ -123,6 +141,10 @@ def train(
         finished = train_on_ray(job, workers) if workers else run(job)
     except OtherRun as other:
         raise typer.BadParameter(str(other), param_hint="--out") from None
+    except NoChoices as nothing:
+        raise typer.BadParameter(str(nothing), param_hint="--data") from None
+    except ReleaseError as wrong:
+        raise typer.BadParameter(str(wrong), param_hint="--release") from None
     if not finished:
         typer.echo("interrupted and saved: call again")
         raise typer.Exit(TO_BE_CONTINUED)
@@ -165,8 +187,6 @@ def tune(
     out: Annotated[Path | None, typer.Option(help="Also keep the figures, as JSON.")] = None,
 ) -> None:
     """Try preference scales on dev users; a release's default is chosen by this table."""
-    import json
-
     from training.evaluate.report import scales_table
     from training.evaluate.run import sweep_scales
 
@@ -275,6 +295,19 @@ def fit_transform(
     ship(release, encoder, transform, **how)
     typer.echo(f"{len(seen)} people's choices; {skipped.report()}")
     typer.echo(told_apart(encoder, transform, source(Skipped(), "dev"), readings))
+
+
+def _named_value(said: str) -> tuple[str, Any]:
+    """``betas=[0.9,0.99]``: a JSON value, or else a word."""
+    name, equals, value = said.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{said}: not NAME=VALUE", param_hint="--set")
+    if name in ("objective", "conditioning"):
+        raise typer.BadParameter(f"{name}: has an option of its own", param_hint="--set")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _one_source(rows: str | None, database: str | None, blobs: str | None) -> None:

@@ -28,12 +28,13 @@ def lineage(recipe: Recipe, release: Release, choices: ChoiceSet) -> dict[str, A
     a run may go on elsewhere."""
     return {
         **recipe.model_dump(mode="json", exclude=_FREE),
-        "release": f"{release.name} {release.version}, base {_base(release)}",
+        "release": f"{release.name} {release.version}, base {base_of(release)}",
         "data": f"{len(choices)} pairs of {choices.users} people, {_choices(choices)}",
     }
 
 
-def _base(release: Release) -> str:
+def base_of(release: Release) -> str:
+    """Of two releases alike only if latents and text states of one are the other's."""
     source = release.manifest.backbone
     files = release.manifest.checksums.items()
     own = {} if source.hub_id else {k: v for k, v in files if k.startswith(f"{source.path}/")}

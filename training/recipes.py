@@ -142,6 +142,14 @@ METHODS: dict[str, tuple[Objective, Conditioning]] = {
 }  # fmt: skip
 NAMES = tuple(f"{family}-{method}" for family in FAMILIES for method in METHODS)
 
+# A rate belongs to what it moves. Where a recipe trains other weights than its own: the rates of
+# diffusers' examples for LoRA and whole UNets, and PPD's for the branch.
+_OF_OTHER_WEIGHTS: dict[str, dict[str, object]] = {
+    "adapter": {"learning_rate": 1e-5, "optimizer": "adamw"},
+    "lora": {"learning_rate": 1e-4, "optimizer": "adamw"},
+    "full": {"learning_rate": 1e-5},
+}
+
 
 def recipe(
     name: str,
@@ -152,7 +160,8 @@ def recipe(
     """The recipe of that name: ``studio-ppd``, ``pickapic-sdxl-dpo`` …
 
     Another objective or conditioning than the name's takes the constants of the same family for
-    it. Raises KeyError with the names there are, and pydantic's ValidationError for bad changes.
+    it, and other ``weights`` a rate of their own. Raises KeyError with the names there are, and
+    pydantic's ValidationError for bad changes.
     """
     if name not in NAMES:
         raise KeyError(f"{name!r} is none of {', '.join(NAMES)}")
@@ -161,4 +170,6 @@ def recipe(
     made = FAMILIES[family](objective or own_objective, conditioning or own_conditioning)
     if method == "sdpo" and made.objective == "dpo":
         made = made.model_copy(update={"sdpo_mu": 0.9})  # the paper's, at β 5000
+    if (weights := changes.get("weights", made.weights)) != made.weights:
+        made = made.model_copy(update=_OF_OTHER_WEIGHTS.get(str(weights), {}))
     return Recipe(**(made.model_dump() | changes))

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from ppd_serve.errors import ReleaseError
 from ppd_serve.release import Release, Source, load_release, write_release
 from training import processes
 from training.data.choice_set import ChoiceSet
+from training.data.served import refuse_other_release
 from training.data.studio import studio_set
 from training.improvement import improvement
 from training.lineage import lineage
@@ -46,7 +48,8 @@ class Job:
 
 def train(job: Job, told_to_stop: Callable[[], bool] = lambda: False) -> bool:
     """To the end, or to a SIGTERM; False if there is more to do. Resumes from ``out``, or
-    raises OtherRun if what is there comes of another recipe, base or data."""
+    raises OtherRun if what is there comes of another recipe, base or data. ReleaseError for data
+    that was prepared with another release."""
     PartialState(cpu=job.device == "cpu")
     release = load_release(job.release)
     how = job.recipe
@@ -68,11 +71,11 @@ def train(job: Job, told_to_stop: Callable[[], bool] = lambda: False) -> bool:
         policy.save(job.out)
         report: dict[str, Any] = {
             "recipe": how.model_dump(), "release": f"{release.name} {release.version}",
-            "pairs": len(choices), "people": choices.users, "last": stage.history[-1:],
-            "held_out": held_out(job, release, policy),
+            "pairs": len(choices), "people": choices.users, "left_out": training.left_out,
+            "last": stage.history[-1:], "held_out": held_out(job, release, policy),
         }  # fmt: skip
         if how.objective == "kto":
-            report |= {"likes": len(training.likes), "likes_left_out": training.left_out}
+            report["likes"] = len(training.likes)
         if how.conditioning == "user" and how.weights == "adapter":
             write_new_release(release, job, policy, report["held_out"])
         # Last, because whoever finds it takes the run for finished.
@@ -166,7 +169,7 @@ def train_on_ray(job: Job, workers: int) -> bool:
         trainer.fit()
     except Exception as error:
         for failure in getattr(error, "worker_failures", {}).values():  # Ray Train v2's
-            if isinstance(other := getattr(failure, "_base_exc", failure), OtherRun):
+            if isinstance(other := getattr(failure, "_base_exc", failure), OtherRun | ReleaseError):
                 raise other from None
         raise
     finally:
@@ -186,4 +189,6 @@ def _on_a_worker(packed: dict[str, Any]) -> None:
 def _choices(job: Job, release: Release, split: str) -> ChoiceSet:
     if job.data == STUDIO:
         return studio_set(release, job.work, split)
-    return ChoiceSet.load(Path(job.data) / split)
+    found = ChoiceSet.load(Path(job.data) / split)
+    refuse_other_release(found.about, release, by_user=job.recipe.conditioning == "user")
+    return found

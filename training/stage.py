@@ -91,6 +91,10 @@ class Stage:
         return self.directory / f"{self.name}.pt"
 
     @property
+    def log(self) -> Path:
+        return self.directory / f"{self.name}.jsonl"
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
 
@@ -106,6 +110,8 @@ class Stage:
         )  # fmt: skip
         ema = Ema(parameters, self.ema_decay)
         first, began = self._load(optimizer, ema)
+        if first == self.steps and not self.history:  # another process ended it: what it told last
+            self.history = [json.loads(self.log.read_text().splitlines()[-1])]
         start = saved = time.monotonic()
         with _asked_to_stop() as asked, _Report(self, first) as report:
             for step in range(first, self.steps):
@@ -146,10 +152,10 @@ class Stage:
         processes.sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip))
         if processes.any_of_them(not math.isfinite(total + norm)):
-            raise Diverged(
-                f"{self.name}: loss {total}, gradient {norm} at step {step}; "
-                f"{self.checkpoint} is good up to its step"
-            )
+            good = f"{self.checkpoint} is good up to its step"
+            if not self.checkpoint.exists():
+                good = "no checkpoint was written yet"
+            raise Diverged(f"{self.name}: loss {total}, gradient {norm} at step {step}; {good}")
         return {"loss": total, **{key: value / count for key, value in sums.items()}}
 
     def _save(self, step: int, began: int, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
@@ -171,7 +177,8 @@ class Stage:
         """The step to go on with, and the one the optimizer began at (``carry`` drops it)."""
         if not self.checkpoint.exists():
             return 0, 0
-        state = torch.load(self.checkpoint, weights_only=True)
+        # To the CPU: every process reads the first one's file, and may run on another device.
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         self._refuse_another(state.get("lineage") or {})
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])
@@ -211,7 +218,7 @@ class _Report:
         self.bar.start()
         self.task = self.bar.add_task(stage.name, total=stage.steps, completed=self.first, note="")
         if self.speaks:
-            self.log = (stage.directory / f"{stage.name}.jsonl").open("a")
+            self.log = stage.log.open("a")
             self.board = SummaryWriter(str(stage.directory / "tensorboard" / stage.name))
         return self
 

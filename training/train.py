@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training import processes
-from training.data.choice_set import ChoiceSet, Index
+from training.data.choice_set import ChoiceSet, Index, NoChoices
 from training.data.likes import LikeSampler, has_reading, liked_pictures
 from training.noising import noising_of
 from training.objectives import Loss, dpo_loss, kto_loss, rpo_loss, sdpo_scale, sft_loss
@@ -83,16 +83,30 @@ class PreferenceTraining:
     def __init__(self, recipe: Recipe, choices: ChoiceSet, policy: Policy) -> None:
         self.recipe, self.choices, self.policy = recipe, choices, policy
         self.noising = noising_of(policy.backbone.scheduler_config)
-        self.left_out = 0  # likes (kto) of whose judge nothing but that very picture was read
+        # Pairs, or likes (kto): without those of whose user no reading is free of their pictures.
+        self.pairs, self.left_out = np.arange(len(choices)), 0
+        by_user = recipe.conditioning == "user"
+        if by_user and not len(choices.readings):
+            raise NoChoices("conditioning: user, but nobody's choices were read: the release that "
+                            "prepared them has no encoder")  # fmt: skip
         if recipe.objective == "kto":
             self.likes = liked_pictures(
                 choices.user, choices.prompt, choices.preferred, choices.rejected, choices.judged,
-                by_user=recipe.conditioning == "user",
+                by_user=by_user,
             )  # fmt: skip
-            if recipe.conditioning == "user":
+            if by_user:
                 kept = has_reading(self.likes, choices)
                 self.likes, self.left_out = self.likes[kept], int((~kept).sum())
+                if not len(self.likes):
+                    raise NoChoices("conditioning: user, but every picture is one that its "
+                                    "user's readings saw")  # fmt: skip
             self._sampler = LikeSampler(self.likes.liked, recipe.liked_share)
+        elif by_user:
+            kept = np.array([len(choices.readings_for_pair(k)) > 0 for k in range(len(choices))])
+            self.pairs, self.left_out = np.flatnonzero(kept), int((~kept).sum())
+            if not len(self.pairs):
+                raise NoChoices("conditioning: user, but every pair shows what its user's only "
+                                "reading saw")  # fmt: skip
         if recipe.objective == "rpo":
             choices.distance(np.zeros(1, np.int64))  # says now what is missing
         self._order: tuple[int, Index] = (-1, np.zeros(0, np.int64))
@@ -105,10 +119,10 @@ class PreferenceTraining:
 
     def pair_of(self, step: int, index: int) -> int:
         """Every pair once an epoch, in an order of its own."""
-        epoch, place = divmod(step * self.recipe.batch + index, len(self.choices))
+        epoch, place = divmod(step * self.recipe.batch + index, len(self.pairs))
         if self._order[0] != epoch:
             rng = np.random.default_rng((self.recipe.seed, epoch))
-            self._order = epoch, rng.permutation(len(self.choices))
+            self._order = epoch, self.pairs[rng.permutation(len(self.pairs))]
         return int(self._order[1][place])
 
     def samples(self, step: int, indices: range) -> Samples:
@@ -117,6 +131,10 @@ class PreferenceTraining:
         drawn = [self._draw(step, index) for index in indices]
         pairs = np.array([d.pair for d in drawn])
         pictures = np.stack([choices.preferred[pairs], choices.rejected[pairs]], 1)
+        if recipe.objective == "dpo" and choices.weight is not None:
+            # The loss of a negative weight is that of the other picture's having won, by as much;
+            # which one is the loser matters to SDPO.
+            pictures = np.where(choices.weight[pairs, None] < 0, pictures[:, ::-1], pictures)
         prompt, liked = choices.prompt[pairs], np.ones(len(drawn), bool)
         user = choices.user[pairs]
         if recipe.objective == "sft":
@@ -147,16 +165,19 @@ class PreferenceTraining:
         if recipe.objective == "kto":
             pair, place = -1, int(self._sampler.draw(1, rng)[0])
             user = int(self.likes.user[place])
-            shown = choices.showing(user, int(self.likes.picture[place]))
         else:
             pair, place = self.pair_of(step, index), -1
-            user, shown = int(choices.user[pair]), np.array([pair])
+            user = int(choices.user[pair])
         empty, dropped = rng.random(2) < (recipe.empty_prompts, recipe.dropped_users)
         t, noise = self._timestep(rng), self._noise(rng)
         embedding = np.zeros(choices.embedding_shape, np.float32)
         if recipe.conditioning == "user" and not dropped:
             pooled = int(rng.choice(recipe.pooled_readings))
-            embedding = choices.embedding(user, shown, rng, pooled=pooled)
+            if place < 0:
+                readings = choices.readings_for_pair(pair)
+            else:
+                readings = choices.readings_for_picture(user, int(self.likes.picture[place]))
+            embedding = choices.embedding(readings, rng, pooled=pooled)
             if choices.known is not None and (share := self.known_share(step)):
                 embedding += share * (choices.known[user] - embedding)
             embedding += recipe.embedding_noise * rng.standard_normal(embedding.shape, np.float32)
@@ -228,7 +249,7 @@ class PreferenceTraining:
             weight = self.choices.weight
             return dpo_loss(
                 m_w, m_l, r_w, r_l, beta=recipe.beta, loser_scale=errors.loser_scale,
-                pair_weight=None if weight is None else m_w.new_tensor(weight[samples.pair]),
+                pair_weight=None if weight is None else m_w.new_tensor(abs(weight[samples.pair])),
             )  # fmt: skip
         return rpo_loss(
             m_w, m_l, r_w, r_l, self.choices.distance(samples.pair).to(m_w),
@@ -254,6 +275,9 @@ class PreferenceTraining:
             with torch.no_grad():
                 known = self._coefficients(step, [self.conditioned_errors(samples[p])
                                                   for p in pieces])  # fmt: skip
+            # Before pytorch's pull request 165068 autocast takes weights that it cast without
+            # gradients again where they are wanted.
+            torch.clear_autocast_cache()
         for piece in pieces:
             part = samples[piece]
             with self.conditioned(part):

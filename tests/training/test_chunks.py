@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from ppd_serve.release import Release
 from tests.tiny_release import make_tiny_release
 from tests.training.planted import planted_backbone, planted_choices
-from tests.training.shards import row
+from tests.training.shards import picture, row
 from training.data.choice_set import ChoiceSet
-from training.data.choices import choice_of
+from training.data.choices import Choice, choice_of
 from training.data.prepare import prepare
 
 FOUR, SIX, EIGHT = range(3)
@@ -36,9 +37,12 @@ def prepared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Choi
 
 
 def embedding(choices: ChoiceSet, pair: int, user: int | None = None) -> np.ndarray:
-    who = int(choices.user[pair]) if user is None else user
-    told = np.array([pair] if pair >= 0 else [], np.int64)
-    return choices.embedding(who, told, np.random.default_rng(0), pooled=4)
+    if pair >= 0:
+        found = choices.readings_for_pair(pair)
+    else:  # a picture that they never saw
+        assert user is not None
+        found = choices.readings_for_picture(user, -1)
+    return choices.embedding(found, np.random.default_rng(0), pooled=4)
 
 
 @pytest.mark.slow
@@ -81,6 +85,60 @@ def test_a_choice_of_the_only_four_is_read_from_the_others(
 def test_no_pair_is_without_an_embedding(prepared: ChoiceSet) -> None:
     """PPD would get no gradient of it, and the held-out measure would be diluted."""
     assert all(embedding(prepared, pair).any() for pair in range(len(prepared)))
+
+
+def winners_stay(pairs: int) -> list[Choice]:
+    """As Pick-a-Pic's people were asked: the winner of a pair stands in the next one."""
+    said = [
+        row(n, user=0, jpg_0=picture(n), jpg_1=picture(n + 1), image_0_uid=f"image-{n}",
+            image_1_uid=f"image-{n + 1}", label_0=0.0, label_1=1.0)
+        for n in range(pairs)
+    ]  # fmt: skip
+    return [choice_of(one) for one in said]
+
+
+@pytest.mark.slow
+def test_no_pair_is_read_in_another_that_shows_its_picture(
+    release: Release, tmp_path: Path
+) -> None:
+    asked = winners_stay(8)
+    found = prepare(asked, release, tmp_path)
+    encoder = release.load_encoder()
+
+    def read(*pairs: int) -> np.ndarray:
+        return encoder.embed([asked[pair].pair for pair in pairs]).embedding
+
+    for pair in (0, 1, 2):
+        np.testing.assert_allclose(embedding(found, pair), read(4, 5, 6, 7), atol=1e-4)
+    for pair in (5, 6, 7):
+        np.testing.assert_allclose(embedding(found, pair), read(0, 1, 2, 3), atol=1e-4)
+    # These two share a picture and stand in two fours.
+    np.testing.assert_allclose(embedding(found, 3), read(0, 1, 5, 6), atol=1e-4)
+    np.testing.assert_allclose(embedding(found, 4), read(0, 1, 2, 6), atol=1e-4)
+    assert found.about["readings"] == 2 + 2
+
+
+@pytest.mark.slow
+def test_a_pair_whose_pictures_are_in_all_others_has_no_reading(
+    release: Release, tmp_path: Path
+) -> None:
+    again = [choice_of(row(0, user=0))] * 5
+    found = prepare(again, release, tmp_path)
+    assert [len(found.readings_for_pair(pair)) for pair in range(5)] == [0] * 5
+
+
+@pytest.mark.slow
+def test_what_is_read_is_limited_and_what_is_learnt_is_not(
+    release: Release, tmp_path: Path
+) -> None:
+    """The ninth shows what the eighth, the last that is read, showed."""
+    asked = winners_stay(11)
+    found = prepare(asked, release, tmp_path, most_read=8)
+    assert len(found) == 11 and (found.read_in[8:] == -1).all()
+    told = release.load_encoder()
+    first = told.embed([c.pair for c in asked[:4]]).embedding
+    np.testing.assert_allclose(embedding(found, 8), first, atol=1e-4)
+    assert len(found.readings_for_pair(10)) == 2
 
 
 def test_a_reading_for_one_pair_is_used_for_no_other() -> None:

@@ -104,11 +104,34 @@ def test_weights_and_utility_are_options(
     called(
         "train", "--objective", "kto", "--conditioning", "none", "--data", data,
         "--release", release, "--out", tmp_path, "--steps", 1, "--batch", 4,
-        "--weights", weights, "--utility", "loss_averse",
+        "--weights", weights, "--utility", "loss_averse", "--set", "learning_rate=3e-4",
+        "--set", "betas=[0.5,0.6]", "--set", "optimizer=adafactor",
     )  # fmt: skip
     used = json.loads((tmp_path / "report.json").read_text())["recipe"]
+    assert (used["learning_rate"], used["betas"]) == (3e-4, [0.5, 0.6])
+    assert used["optimizer"] == "adafactor"
     assert (used["weights"], used["utility"]) == (weights, "loss_averse")
     assert (tmp_path / written).exists() and not (tmp_path / "ip_adapter.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_data_of_another_release_is_refused(
+    tmp_path: Path, data: Path, release: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """An adapter for embeddings that the release does not make would know nobody."""
+    other = make_tiny_release(tmp_path_factory.mktemp("other"), seed=5).path
+
+    def said(conditioning: str, release: Path) -> str:
+        found = CliRunner().invoke(app, [
+            "train", "--objective", "dpo", "--conditioning", conditioning, "--data", str(data),
+            "--release", str(release), "--out", str(tmp_path), "--steps", "1", "--batch", "2",
+        ])  # fmt: skip
+        assert found.exit_code == 2, found.output
+        return " ".join(found.output.replace("│", " ").split())
+
+    for conditioning in ("user", "none"):
+        assert "whose base is another" in said(conditioning, other)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -151,3 +174,7 @@ def test_a_wrong_word_is_named(tmp_path: Path) -> None:
     assert "lora" in said("--weights", "lore")
     assert "utility: only for the objective kto" in said("--utility", "risk_seeking")
     assert "24 is no multiple of micro_batch" in said("--micro-batch", "7")
+    assert "learning_rat" in said("--set", "learning_rat=1")
+    assert "beta" in said("--set", "beta=-1")
+    assert "not NAME=VALUE" in said("--set", "beta")
+    assert "an option of its own" in said("--set", "conditioning=none")

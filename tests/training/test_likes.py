@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.planted import planted_backbone, planted_choices
-from training.data.choice_set import ChoiceSet
+from training.data.choice_set import ChoiceSet, NoChoices
 from training.data.likes import LIKED_SHARE, LikeSampler, liked_pictures
-from training.policy import Policy
-from training.recipes import Recipe
+from training.policy import Conditioning, Policy
+from training.recipes import Objective, Recipe
 from training.train import PreferenceTraining
 
 # Picture 1 lost against 0 with user 0 and won against 2 with user 1.
@@ -91,13 +91,19 @@ def met_again(**changed: np.ndarray) -> ChoiceSet:
     return dataclasses.replace(choices, **(told | changed))
 
 
-def kto(choices: ChoiceSet) -> PreferenceTraining:
-    how = Recipe(objective="kto", conditioning="user", batch=300, liked_share=0.5)
+def trained_with(
+    choices: ChoiceSet, objective: Objective, conditioning: Conditioning = "user"
+) -> PreferenceTraining:
+    how = Recipe(objective=objective, conditioning=conditioning, batch=300, liked_share=0.5)
     policy = Policy(
-        planted_backbone(), weights="adapter", conditioning="user",
+        planted_backbone(), weights="adapter", conditioning=conditioning,
         embedding_shape=choices.embedding_shape,
     )  # fmt: skip
     return PreferenceTraining(how, choices, policy)
+
+
+def kto(choices: ChoiceSet) -> PreferenceTraining:
+    return trained_with(choices, "kto")
 
 
 def read_by(run: PreferenceTraining) -> dict[int, set[float]]:
@@ -122,17 +128,46 @@ def test_a_picture_judged_alone_is_learnt_by_any_reading_and_one_from_a_pair_is_
     assert found[90] == {1.0, 2.0} and found[0] == {2.0}
 
 
-def test_a_reading_for_one_pair_may_have_seen_its_pictures_in_another() -> None:
-    """Of people with one four: each pair is told from the others, and so are its pictures."""
+def test_a_picture_is_learnt_by_what_was_read_for_any_pair_that_shows_it() -> None:
+    """Of people with one four: each pair is told from others that show none of its pictures."""
     alone = {"reading_user": np.array([0, *[-1] * 4]), "reading_pairs": np.array([4, *[3] * 4])}
     run = kto(met_again(
         **alone, readings=np.arange(1, 6, dtype=np.float32)[:, None, None] * np.ones((5, 1, 4)),
         read_in=np.array([0, 0, 0, 0, *[-1] * 4]), read_for=np.array([1, 2, 3, 4, *[-1] * 4]),
     ))  # fmt: skip
     found = read_by(run)
-    assert 0 not in found and 1 not in found and run.left_out == 2
+    assert found[0] == {2.0, 3.0} and found[1] == {2.0} and run.left_out == 0
     assert found[3] == {3.0} and found[4] == found[5] == {4.0}  # pictures of pairs 1 and 2
     assert found[9] == {1.0}  # of pair 4, which the four is not
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "rpo"])
+def test_a_pair_is_learnt_by_a_reading_that_saw_neither_picture(objective: Objective) -> None:
+    """Not even in another pair, whose winner it would know; and never without any."""
+    choices = met_again()
+    run = trained_with(choices, objective)
+    assert run.left_out == 2  # pairs 0 and 4: both readings saw picture 1
+    samples, found = run.samples(0, range(60)), dict[int, set[float]]()
+    for pair, told in zip(samples.pair.tolist(), samples.embedding, strict=True):
+        found.setdefault(pair, set()).add(float(told[0, 0]))
+    assert found == {1: {2.0}, 2: {2.0}, 3: {2.0}, 5: {1.0}, 6: {1.0}, 7: {1.0}}
+    aside = trained_with(choices, objective, "none")
+    assert aside.left_out == 0 and len(aside.pairs) == 8
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "rpo"])
+def test_users_of_whom_nothing_was_read_are_refused(objective: Objective) -> None:
+    """Noise around nothing would be taken for them: LayerNorm makes it as long as a taste."""
+    none = np.zeros(0, np.int64)
+    choices = met_again(
+        readings=np.zeros((0, 1, 4), np.float32), reading_user=none, reading_pairs=none,
+        read_in=np.full(8, -1),
+    )  # fmt: skip
+    with pytest.raises(NoChoices, match="conditioning: user, but nobody's choices were read"):
+        trained_with(choices, objective)
+    saw_all = met_again(preferred=np.zeros(8, np.int64), rejected=np.ones(8, np.int64))
+    with pytest.raises(NoChoices, match="conditioning: user, but every p"):
+        trained_with(saw_all, objective)
 
 
 def test_liked_pictures_are_drawn_with_their_share_and_evenly() -> None:

@@ -154,5 +154,5 @@ def test_a_servers_likes_come_to_training_by_the_commands(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert np.isfinite(report["held_out"]["improvement"]["mean"])
     # Of three people four pairs and one picture judged alone; no picture is in two pairs.
-    assert (report["likes"], report["likes_left_out"]) == (3 * (4 * 2 + 1), 0)
+    assert (report["likes"], report["left_out"]) == (3 * (4 * 2 + 1), 0)
     assert load_release(tmp_path / "out" / "release").version == "1.0+kto-user"

@@ -17,7 +17,7 @@ from tests.training.studio import small_pool
 from training.data.choices import Choice, Skipped, choice_of
 from training.data.pickapic import PickAPic
 from training.data.pool import PairSampler
-from training.data.readings import MOST_PAIRS, split_of
+from training.data.readings import MOST_READ, split_of
 from training.data.rows import read_rows, studio_rows, write_rows
 from training.data.users import people
 
@@ -172,7 +172,7 @@ def test_people_with_few_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_at_most_so_many_pairs_of_one_person(tmp_path: Path) -> None:
     rows = [row(n, user=n % 2) for n in range(50)]
     rows[0] = row(0, user=0, jpg_0=b"broken")  # takes no place
-    choices, skipped = read(write_shard(tmp_path / "rows.parquet", rows), most_pairs=MOST_PAIRS)
+    choices, skipped = read(write_shard(tmp_path / "rows.parquet", rows), most_pairs=MOST_READ)
     assert Counter(c.user for c in choices) == {"0": 20, "1": 20}
     assert next(c.prompt for c in choices if c.user == "0") == "a cat, 2"
     assert skipped.reasons == {"more pairs of one user": 9, "broken picture": 1}

@@ -96,6 +96,25 @@ def test_a_finished_stage_runs_no_further(tmp_path: Path, straight: dict[str, Te
     again = new_stage(tmp_path, stop_at=0)
     assert again.run()
     assert same(weights(again), straight)
+    assert again.history[-1]["step"] == STEPS and again.history[-1]["loss"] > 0
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(
+    tmp_path: Path, straight: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed), monkeypatch.context() as gpu:
+        gpu.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        new_stage(tmp_path, stop_at=13).run()
+    resumed = new_stage(tmp_path)
+    assert resumed.run()
+    assert same(weights(resumed), straight)
+
+
+def test_a_bad_loss_before_any_checkpoint_promises_none(tmp_path: Path) -> None:
+    stage = new_stage(tmp_path, bad_at=2)
+    stage.save_every_s = 1e9
+    with pytest.raises(Diverged, match="no checkpoint was written yet"):
+        stage.run()
 
 
 def test_a_bad_loss_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -256,11 +256,30 @@ def test_nobody_learns_a_choice_by_having_read_it() -> None:
     own = np.flatnonzero(choices.reading_user == choices.user[0])
     choices.read_in[0] = own[1]
     rng = np.random.default_rng(0)
-    seen = np.stack(
-        [choices.embedding(int(choices.user[0]), np.array([0]), rng) for _ in range(60)]
-    )
+    seen = np.stack([choices.embedding(choices.readings_for_pair(0), rng) for _ in range(60)])
     assert not (seen == choices.readings[own[1]]).all((1, 2)).any()
     assert {tuple(e[0]) for e in seen} == {tuple(choices.readings[k, 0]) for k in (own[0], own[2])}
+
+
+def test_a_pair_that_counts_against_its_winner_protects_the_picture_that_it_teaches() -> None:
+    """SmPO's scorer may side with the rejected picture; SDPO's λ then belongs to the preferred."""
+    run = training(recipe("dpo", "user", batch=8, sdpo_mu=0.9), awake=True)
+    swapped = dataclasses.replace(
+        run.choices, preferred=run.choices.rejected, rejected=run.choices.preferred,
+        weight=np.full(len(run.choices), 3, np.float32),
+    )  # fmt: skip
+    against = dataclasses.replace(run.choices, weight=np.full(len(run.choices), -3, np.float32))
+    found = []
+    for choices in (swapped, against):
+        other = PreferenceTraining(run.recipe, choices, run.policy)
+        ((loss, metrics),) = other.parts(3)
+        parameters = list(named(run.policy).values())
+        gradients = torch.autograd.grad(loss, parameters)
+        found.append((float(loss.detach()), metrics, gradients))
+    (loss, metrics, gradients), (same_loss, same_metrics, same) = found
+    assert loss == same_loss and metrics == same_metrics
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+    assert any(g.abs().max() > 0 for g in gradients)
 
 
 def test_a_choice_set_survives_the_disk(tmp_path: Path) -> None:
@@ -290,6 +309,11 @@ def test_every_recipe_is_whole() -> None:
         assert named_recipe(name, "kto", "user").name == "kto-user"
     assert named_recipe("pickapic-sd15-dpo").beta == 5000
     assert named_recipe("pickapic-sdxl-ppd").weights == "adapter"
+    own, lora = (named_recipe("pickapic-sdxl-kto", weights=weights) for weights in ("full", "lora"))
+    assert (own.learning_rate, own.optimizer) == (1e-7, "adafactor")  # the rate of other weights
+    assert (lora.learning_rate, lora.optimizer) == (1e-4, "adamw")
+    assert named_recipe("studio-dpo", weights="full").learning_rate == 1e-5
+    assert named_recipe("studio-dpo", weights="lora", learning_rate=0.5).learning_rate == 0.5
     with pytest.raises(KeyError, match="studio-ppd"):
         named_recipe("studio")
     with pytest.raises(ValueError, match="dropped_users"):

@@ -25,14 +25,18 @@ _NONE: Index = np.zeros(0, np.int64)
 ABOUT = "about.json"  # written last: a directory without it holds no whole set
 
 
+class NoChoices(ValueError):
+    """Nothing is left to learn from; the message says what became of it."""
+
+
 @dataclass(frozen=True)
 class ChoiceSet:
     """``text`` has one more entry than there are prompts: the empty prompt, last.
 
     ``readings`` ``[R, rows, dim]`` are embeddings, ``reading_pairs`` how many pairs each has read.
     ``read_in`` is the reading that saw a pair, or -1: nobody learns a choice by having read it.
-    ``read_for``: a reading of the same user's other pairs for a pair that all the user's readings
-    saw, or -1; it is for this pair alone, and its ``reading_user`` is -1.
+    ``read_for``: a reading for a pair whose pictures all the user's readings saw, of the user's
+    pairs that show neither, or -1; it is for this pair alone, and its ``reading_user`` is -1.
     ``known`` ``[U, rows, dim]``: if there is one, the embedding an all-knowing reader would give.
     ``prompt_features`` ``[Q, F]`` (None: ``text``'s states) and ``picture_features`` ``[M, F]``, of
     unit length, are what RPO measures nearness in; ``weight`` ``[P]`` (None: 1 each) are factors on
@@ -80,26 +84,30 @@ class ChoiceSet:
         own = self._pairs_of.get(user, _NONE)
         return own[(self.preferred[own] == picture) | (self.rejected[own] == picture)]
 
-    def unread(self, user: int, pairs: Index) -> Index:
-        """The user's readings that saw none of these ``pairs``, of which there may be none.
+    def readings_for_pair(self, pair: int) -> Index:
+        """Its user's readings that saw neither of its pictures, in whatever pair."""
+        user = int(self.user[pair])
+        pictures = int(self.preferred[pair]), int(self.rejected[pair])
+        shown = np.union1d(*(self.showing(user, picture) for picture in pictures))
+        return self._unread(user, shown, np.array([pair]))
 
-        A ``read_for`` saw others of the user's pairs, so it serves where only its own is meant.
-        """
-        own = self._readings_of.get(user, _NONE)
-        own = own[(own[:, None] != self.read_in[pairs]).all(1)]
-        if not len(own) and len(pairs) == 1 and self.read_for is not None:
-            own = self.read_for[pairs]
-        return own[own >= 0]
+    def readings_for_picture(self, user: int, picture: int) -> Index:
+        """The user's readings that never saw the picture: one that did tells whether they like it.
+        Of a picture in none of their pairs all readings."""
+        shown = self.showing(user, picture)
+        return self._unread(user, shown, shown)
 
-    def embedding(
-        self, user: int, pairs: Index, rng: np.random.Generator, *, pooled: int = 1
-    ) -> Array:
-        """A user as ``pooled`` of their readings see them, ``[rows, dim]``: mean by pairs, of
-        readings that saw none of these ``pairs``; zero for a user with none."""
-        own = self.unread(user, pairs)
-        if not len(own):
-            return np.zeros(self.embedding_shape, np.float32)
-        chosen = rng.choice(own, min(pooled, len(own)), replace=False)
+    def _unread(self, user: int, shown: Index, own: Index) -> Index:
+        """Readings of none of the pairs ``shown``, or else those that are for one of ``own``."""
+        found = self._readings_of.get(user, _NONE)
+        found = found[(found[:, None] != self.read_in[shown]).all(1)]
+        if not len(found) and self.read_for is not None:
+            found = self.read_for[own]
+        return found[found >= 0]
+
+    def embedding(self, readings: Index, rng: np.random.Generator, *, pooled: int = 1) -> Array:
+        """A user as ``pooled`` of these ``readings`` see them, ``[rows, dim]``: mean by pairs."""
+        chosen = rng.choice(readings, min(pooled, len(readings)), replace=False)
         weight = self.reading_pairs[chosen].astype(np.float32)
         mean = np.tensordot(weight / weight.sum(), self.readings[chosen], 1)
         return np.asarray(mean, np.float32)

@@ -73,11 +73,12 @@ class Choice:
 @dataclass
 class Skipped:
     """How many choices a stream has yielded, and what it left out: rows (or whole files) by
-    reason, and users who had too few pairs."""
+    reason, users who had too few pairs, and who is in another split than was asked for."""
 
     kept: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
     users: int = 0
+    elsewhere: set[str] = field(default_factory=set)
 
     def drop(self, reason: Reason) -> None:
         """Leave out after all what was counted as kept."""
@@ -92,6 +93,10 @@ class Skipped:
             parts.append(f" ({', '.join(listed)})")
         if self.users:
             parts.append(f", {self.users:,} users with too few pairs")
+        if self.elsewhere:
+            count = len(self.elsewhere)
+            where = "user is in another split" if count == 1 else "users are in other splits"
+            parts.append(f"; {count:,} {where}")
         return "".join(parts)
 
 

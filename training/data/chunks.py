@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from ppd_serve.preferences.load import load_encoder
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release
-from training.data.readings import READ_AT_ONCE
+from training.data.choices import Choice
+from training.data.readings import MOST_READ, READ_AT_ONCE
 
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -44,24 +44,31 @@ class _Chunk(NamedTuple):
 
 class Chunks:
     """Everybody's choices in fours, without overlap, on disk as soon as they are full; the last one
-    to three of a person are in none.
+    to three of a person are in none, and those after the first ``most``.
 
-    What has read a choice cannot condition it. So of people with one four, the others of it are
-    read once more for each of its choices, and a fourth with them where there is one.
+    What has seen a choice's pictures cannot condition it. So for a choice whose pictures are in all
+    fours of its person, up to four others that show neither are read once more, for it alone.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, most: int = MOST_READ) -> None:
+        self.directory, self.most = directory, most
         self.paths = [directory / name for name in (_FOURS, _LEFT_OUT)]
         self.remove()
         self.chunks: list[_Chunk] = []
+        self._own: dict[int, list[int]] = {}  # everybody's choices by number, as they come
+        self._pictures: dict[int, frozenset[str]] = {}
         self._waiting: dict[int, list[tuple[int, Pair]]] = {}
         self._writers: dict[Path, Any] = {}
 
-    def add(self, user: int, number: int, pair: Pair) -> None:
-        own = self._waiting.setdefault(user, [])
-        own.append((number, pair))
-        if len(own) == READ_AT_ONCE:
+    def add(self, user: int, number: int, choice: Choice) -> None:
+        own = self._own.setdefault(user, [])
+        own.append(number)
+        self._pictures[number] = frozenset((choice.preferred_id, choice.rejected_id))
+        if len(own) > self.most:
+            return
+        waiting = self._waiting.setdefault(user, [])
+        waiting.append((number, choice.pair))
+        if len(waiting) == READ_AT_ONCE:
             numbers, pairs = zip(*self._waiting.pop(user), strict=True)
             self._write(self.paths[0], _Chunk(user, list(numbers)), list(pairs))
 
@@ -71,13 +78,12 @@ class Chunks:
         fours, left_out = self.paths
         if fours in self._writers:
             self._writers[fours].close()
-            read = Counter(chunk.user for chunk in self.chunks)
+            read: dict[int, list[int]] = {}
+            for number, chunk in enumerate(self.chunks):
+                read.setdefault(chunk.user, []).append(number)
             with pq.ParquetFile(fours) as stored:
-                for some in stored.iter_batches(batch_size=1):
-                    row = some.to_pylist()[0]
-                    chunk = self.chunks[row["number"]]
-                    if read[chunk.user] == 1:
-                        self._leave_out(chunk, _pairs(row))
+                for user, own in read.items():
+                    self._leave_out(user, own, stored)
         if left_out in self._writers:
             self._writers[left_out].close()
         self._waiting.clear()
@@ -86,11 +92,30 @@ class Chunks:
         for path in self.paths:
             path.unlink(missing_ok=True)
 
-    def _leave_out(self, only: _Chunk, pairs: list[Pair]) -> None:
-        told = [*zip(only.pairs, pairs, strict=True), *self._waiting.get(only.user, [])[:1]]
-        for k, number in enumerate(only.pairs):
-            numbers, others = zip(*told[:k], *told[k + 1 :], strict=True)
-            self._write(self.paths[1], _Chunk(only.user, list(numbers), number), list(others))
+    def _leave_out(self, user: int, fours: list[int], stored: Any) -> None:
+        """``stored``: the fours on disk, each a row group by its number."""
+        showing: dict[str, set[int]] = {}
+        for four in fours:
+            for pair in self.chunks[four].pairs:
+                for picture in self._pictures[pair]:
+                    showing.setdefault(picture, set()).add(four)
+        seen_by_all = [
+            pair for pair in self._own[user]
+            if len(set().union(*(showing.get(p, set()) for p in self._pictures[pair])))
+            == len(fours)
+        ]  # fmt: skip
+        if not seen_by_all:
+            return
+        told: list[tuple[int, Pair]] = []
+        for four in fours:
+            row = stored.read_row_group(four).to_pylist()[0]
+            told += zip(self.chunks[four].pairs, _pairs(row), strict=True)
+        told += self._waiting.get(user, [])
+        for pair in seen_by_all:
+            others = [one for one in told if not self._pictures[one[0]] & self._pictures[pair]]
+            if others:
+                numbers, pairs = zip(*others[:READ_AT_ONCE], strict=True)
+                self._write(self.paths[1], _Chunk(user, list(numbers), pair), list(pairs))
 
     def _write(self, path: Path, chunk: _Chunk, pairs: list[Pair]) -> None:
         import pyarrow as pa

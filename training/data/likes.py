@@ -71,17 +71,9 @@ def liked_pictures(
 
 
 def has_reading(likes: Likes, choices: ChoiceSet) -> NDArray[np.bool_]:
-    """``[N]``: whose judge can be told from readings that never saw the picture, in no pair.
-
-    A reading that did would give away whether it was liked.
-    """
-    return np.array(
-        [
-            len(choices.unread(user, choices.showing(user, picture))) > 0
-            for user, picture in zip(likes.user.tolist(), likes.picture.tolist(), strict=True)
-        ],
-        bool,
-    )
+    """``[N]``: whose judge can be told from readings that never saw the picture."""
+    judged = zip(likes.user.tolist(), likes.picture.tolist(), strict=True)
+    return np.array([len(choices.readings_for_picture(*one)) > 0 for one in judged], bool)
 
 
 class LikeSampler:

@@ -77,7 +77,10 @@ def _choices(
     most_pairs: int | None,
 ) -> Iterator[Choice]:
     with closing(database):
-        for user, user_id in people(database, project, users):
+        for user, user_id in people(database, project, None):
+            if users is not None and split_of(user) != users:
+                skipped.elsewhere.add(user)
+                continue
             taken = 0
             for pair in _pairs(database, project, user_id):
                 if most_pairs is not None and taken >= most_pairs:

@@ -73,6 +73,7 @@ class PickAPic:
             try:
                 user = user_of(row)
                 if users is not None and split_of(user) != users:
+                    skipped.elsewhere.add(user)
                     continue
                 if user in few:
                     raise NoChoice("user of few pairs")

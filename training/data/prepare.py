@@ -21,13 +21,15 @@ from rich.progress import track
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release
-from training.data.choice_set import ABOUT, ChoiceSet
+from training.data.choice_set import ABOUT, ChoiceSet, NoChoices
 from training.data.choices import Choice, Skipped
 from training.data.chunks import Chunks, read
 from training.data.closeness import unit
 from training.data.live_feedback import Verdict
+from training.data.readings import MOST_READ
 from training.data.served import refuse_other_space
 from training.data.weigh import pair_weights, score_range
+from training.lineage import base_of
 
 Array = NDArray[np.float32]
 _AT_ONCE = 16
@@ -50,12 +52,13 @@ def prepare(
     quantisation: Quantisation | None = None,
     closeness: Closeness | None = None,
     workers: int = 1,
+    most_read: int = MOST_READ,
     skipped: Skipped | None = None,
     verdicts: Iterable[Verdict] = (),
     weigh: bool = False,
     score_span: float | None = None,
 ) -> ChoiceSet:
-    """Write the choice set to ``out`` and load it. ValueError if there was not one choice.
+    """Write the choice set to ``out`` and load it. NoChoices if there was not one choice.
     ``verdicts``: what people said of single pictures; only those whose choices are here count, for
     of others nothing is read. ``dtype`` and ``quantisation``: the encoder's, as the release's
     server has them; ReleaseError if they make another embedding space. ``weigh``: by the choices'
@@ -67,7 +70,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     (out / ABOUT).unlink(missing_ok=True)  # until it is written again, no set is here
     backbone = release.load_backbone(device)
-    prepared = _Streamed(backbone, release.defaults.sizes[0], out, closeness)
+    prepared = _Streamed(backbone, release.defaults.sizes[0], out, closeness, most_read)
     for choice in track(choices, description="pictures"):
         prepared.add(choice)
     for verdict in verdicts:
@@ -76,7 +79,7 @@ def prepare(
     prepared.finish()
     if not prepared.user:
         reasons = f"; {skipped.report()}" if skipped else ""
-        raise ValueError(f"rows: not one choice to train on{reasons}")
+        raise NoChoices(f"not one choice to learn from{reasons}")
     weight = None
     if weigh:
         score_span = score_span or score_range(prepared.scores)
@@ -98,7 +101,7 @@ def prepare(
         judged=np.array(prepared.judged) if prepared.judged else None,
         about={
             "release": f"{release.name} {release.version}",
-            "embedding_space": release.embedding_space,
+            "embedding_space": release.embedding_space, "base": base_of(release),
             "people": len(prepared.users), "pairs": len(prepared.user),
             "pictures": len(prepared.pictures), "readings": len(readings.user),
             "verdicts": len(prepared.judged),
@@ -119,6 +122,7 @@ class _Streamed:
         size: tuple[int, int],
         out: Path,
         closeness: Closeness | None,
+        most_read: int,
     ) -> None:
         self.backbone, self.size, self.out, self.closeness = backbone, size, out, closeness
         self.users: dict[str, int] = {}
@@ -134,11 +138,11 @@ class _Streamed:
         self.shape = (0, *backbone.latent_shape(*size))
         self._raw = (out / "latents.raw").open("wb")
         self._waiting: list[Image.Image] = []
-        self.chunks = Chunks(out)
+        self.chunks = Chunks(out, most_read)
 
     def add(self, choice: Choice) -> None:
         user = self.users.setdefault(choice.user, len(self.users))
-        self.chunks.add(user, len(self.user), choice.pair)
+        self.chunks.add(user, len(self.user), choice)
         self.user.append(user)
         self.prompt.append(self.prompts.setdefault(choice.prompt, len(self.prompts)))
         self.preferred.append(self._picture(choice.preferred_id, choice.preferred))

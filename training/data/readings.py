@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 # PPD (arXiv 2501.06655) reads 4 pairs at once, without overlap, and 20 of one person at most.
 READ_AT_ONCE = 4
-MOST_PAIRS = 20
+MOST_READ = 20
 
 Split = Literal["train", "dev", "test"]
 SPLIT_SHARES: dict[Split, float] = {"train": 0.9, "dev": 0.05, "test": 0.05}

@@ -3,10 +3,28 @@ embeddings knows nobody."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ppd_serve.errors import ReleaseError
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release
 from ppd_serve.release_encoder import embedding_of
+from training.lineage import base_of
+
+
+def refuse_other_release(about: dict[str, Any], release: Release, *, by_user: bool) -> None:
+    """ReleaseError if the set that is ``about`` this was prepared with another base than the
+    release's, or ``by_user`` another embedding space; sets that are made for it, as the studio's,
+    say nothing of either."""
+    own: dict[str, str | None] = {"base": base_of(release)}
+    if by_user:
+        own["embedding_space"] = release.embedding_space
+    for what, wanted in own.items():
+        if what in about and about[what] != wanted:
+            raise ReleaseError(
+                f"release {release.name} {release.version}: the data was prepared with "
+                f"{about['release']}, whose {what.replace('_', ' ')} is another"
+            )
 
 
 def refuse_other_space(release: Release, dtype: str, quantisation: Quantisation | None) -> None:

@@ -9,6 +9,7 @@ from typing import get_args
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import load_release
 from ppd_serve.storage.values import DEFAULT_PROJECT
+from training.data.choice_set import NoChoices
 from training.data.choices import Choice, Skipped
 from training.data.chunks import ray_here
 from training.data.enough import enough
@@ -69,7 +70,8 @@ def prepare_splits(
     clip: str | None,
     relabel_by: str | None,
     weigh_by: str | None,
-    most_pairs: int,
+    most_pairs: int | None,
+    most_read: int,
     device: str,
     dtype: str,
     quantisation: Quantisation | None,
@@ -102,11 +104,11 @@ def prepare_splits(
                 found = prepare(
                     source(skipped, split), load_release(release), out / split, device=device,
                     dtype=dtype, quantisation=quantisation, closeness=closeness,
-                    workers=workers, skipped=skipped, verdicts=verdicts,
+                    workers=workers, most_read=most_read, skipped=skipped, verdicts=verdicts,
                     weigh=weigher is not None, score_span=span,
                 )  # fmt: skip
                 span = found.about["score_span"]  # of train, so that all splits weigh alike
-            except ValueError as nothing:
+            except NoChoices as nothing:
                 if split == "train":
                     raise
                 yield f"{split}: {nothing}"
