@@ -83,12 +83,9 @@ class PreferenceTraining:
     def __init__(self, recipe: Recipe, choices: ChoiceSet, policy: Policy) -> None:
         self.recipe, self.choices, self.policy = recipe, choices, policy
         self.noising = noising_of(policy.backbone.scheduler_config)
-        # Pairs, or likes (kto): without those of whose user no reading is free of their pictures.
-        self.pairs, self.left_out = np.arange(len(choices)), 0
         by_user = recipe.conditioning == "user"
-        if by_user and not len(choices.readings):
-            raise NoChoices("conditioning: user, but nobody's choices were read: the release that "
-                            "prepared them has no encoder")  # fmt: skip
+        self.pairs = np.arange(len(choices))
+        kept = np.ones(len(choices), bool)
         if recipe.objective == "kto":
             self.likes = liked_pictures(
                 choices.user, choices.prompt, choices.preferred, choices.rejected, choices.judged,
@@ -96,17 +93,17 @@ class PreferenceTraining:
             )  # fmt: skip
             if by_user:
                 kept = has_reading(self.likes, choices)
-                self.likes, self.left_out = self.likes[kept], int((~kept).sum())
-                if not len(self.likes):
-                    raise NoChoices("conditioning: user, but every picture is one that its "
-                                    "user's readings saw")  # fmt: skip
-            self._sampler = LikeSampler(self.likes.liked, recipe.liked_share)
+                self.likes = self.likes[kept]
         elif by_user:
             kept = np.array([len(choices.readings_for_pair(k)) > 0 for k in range(len(choices))])
-            self.pairs, self.left_out = np.flatnonzero(kept), int((~kept).sum())
-            if not len(self.pairs):
-                raise NoChoices("conditioning: user, but every pair shows what its user's only "
-                                "reading saw")  # fmt: skip
+            self.pairs = np.flatnonzero(kept)
+        self.left_out = int((~kept).sum())  # of whose user all readings saw what is to be learnt
+        if not kept.any():
+            raise NoChoices(f"conditioning: user, but {len(choices.readings)} readings leave "
+                            "nothing to learn from: they saw it all, or the release that prepared "
+                            "the choices has no encoder")  # fmt: skip
+        if recipe.objective == "kto":
+            self._sampler = LikeSampler(self.likes.liked, recipe.liked_share)
         if recipe.objective == "rpo":
             choices.distance(np.zeros(1, np.int64))  # says now what is missing
         self._order: tuple[int, Index] = (-1, np.zeros(0, np.int64))
