@@ -71,11 +71,11 @@ def train(job: Job, told_to_stop: Callable[[], bool] = lambda: False) -> bool:
         policy.save(job.out)
         report: dict[str, Any] = {
             "recipe": how.model_dump(), "release": f"{release.name} {release.version}",
-            "pairs": len(choices), "people": choices.users, "left_out": training.left_out,
+            "pairs": len(choices), "people": choices.users, "left_out": training.sampler.left_out,
             "last": stage.history[-1:], "held_out": held_out(job, release, policy),
         }  # fmt: skip
         if how.objective == "kto":
-            report["likes"] = len(training.likes)
+            report["likes"] = len(training.sampler.likes)
         if how.conditioning == "user" and how.weights == "adapter":
             write_new_release(release, job, policy, report["held_out"])
         # Last, because whoever finds it takes the run for finished.

@@ -117,7 +117,7 @@ def read_by(run: PreferenceTraining) -> dict[int, set[float]]:
 def test_a_picture_is_learnt_by_a_reading_that_saw_it_in_no_pair() -> None:
     run = kto(met_again())
     found = read_by(run)
-    assert found.pop(0) == {2.0} and 1 not in found and run.left_out == 1
+    assert found.pop(0) == {2.0} and 1 not in found and run.sampler.left_out == 1
     for picture, readings in found.items():
         assert readings == ({2.0} if picture < 8 else {1.0}), picture
 
@@ -136,7 +136,7 @@ def test_a_picture_is_learnt_by_what_was_read_for_any_pair_that_shows_it() -> No
         read_in=np.array([0, 0, 0, 0, *[-1] * 4]), read_for=np.array([1, 2, 3, 4, *[-1] * 4]),
     ))  # fmt: skip
     found = read_by(run)
-    assert found[0] == {2.0, 3.0} and found[1] == {2.0} and run.left_out == 0
+    assert found[0] == {2.0, 3.0} and found[1] == {2.0} and run.sampler.left_out == 0
     assert found[3] == {3.0} and found[4] == found[5] == {4.0}  # pictures of pairs 1 and 2
     assert found[9] == {1.0}  # of pair 4, which the four is not
 
@@ -146,13 +146,13 @@ def test_a_pair_is_learnt_by_a_reading_that_saw_neither_picture(objective: Objec
     """Not even in another pair, whose winner it would know; and never without any."""
     choices = met_again()
     run = trained_with(choices, objective)
-    assert run.left_out == 2  # pairs 0 and 4: both readings saw picture 1
+    assert run.sampler.left_out == 2  # pairs 0 and 4: both readings saw picture 1
     samples, found = run.samples(0, range(60)), dict[int, set[float]]()
     for pair, told in zip(samples.pair.tolist(), samples.embedding, strict=True):
         found.setdefault(pair, set()).add(float(told[0, 0]))
     assert found == {1: {2.0}, 2: {2.0}, 3: {2.0}, 5: {1.0}, 6: {1.0}, 7: {1.0}}
     aside = trained_with(choices, objective, "none")
-    assert aside.left_out == 0 and len(aside.pairs) == 8
+    assert aside.sampler.left_out == 0 and len(aside.sampler.pairs) == 8
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "rpo"])
