@@ -27,7 +27,8 @@ def test_pictures_right_or_wrong_twice_widen_nothing() -> None:
 
     table = content_table(ours, base, np.arange(1000))
 
-    assert table[PARTS[0]]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "count": 1000}
+    same = table[PARTS[0]]["difference"]  # of a thousand nobody lost: of others a few might
+    assert same["value"] == 0 and 0 < same["high"] == -same["low"] < 0.004
     found = table[PARTS[1]]["difference"]
     assert found["value"] == pytest.approx(-0.01)
     assert table[PARTS[1]]["minus_base"] == pytest.approx(-0.01)
