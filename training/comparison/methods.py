@@ -43,9 +43,6 @@ from training.run import STUDIO, Job
 METHODS = ("sft", "dpo", "sdpo", "kto", "rpo")
 CONDITIONINGS: tuple[Conditioning, ...] = ("none", "user")
 PPD = "dpo-user"
-# At the recipes' 10⁻³ all but one of them end at or below the base by their own held-out measure
-# (reports/held-out-0.2): people agree in so little that a high rate learns noise.
-RATE_WITHOUT_USERS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,9 @@ class Arm:
     def job(
         self, seed: int, steps: int, release: Path, out: Path, work: Path, *, bf16: bool
     ) -> Job:
-        own = {} if self.conditioning == "user" else {"learning_rate": RATE_WITHOUT_USERS}
         how = recipe(
-            f"studio-{self.method}", None, self.conditioning, steps=steps, seed=seed, bf16=bf16,
-            **own,
-        )  # fmt: skip
+            f"studio-{self.method}", None, self.conditioning, steps=steps, seed=seed, bf16=bf16
+        )
         return Job(how, STUDIO, release, out / f"{self}-{seed}", work)
 
 
