@@ -60,9 +60,10 @@ def prepare(
 ) -> ChoiceSet:
     """Write the choice set to ``out`` and load it. NoChoices if there was not one choice.
     ``verdicts``: what people said of single pictures; only those whose choices are here count, for
-    of others nothing is read. ``dtype`` and ``quantisation``: the encoder's, as the release's
-    server has them; ReleaseError if they make another embedding space. ``weigh``: by the choices'
-    ``scores``, measured on ``score_span`` (None: on their own range).
+    of others nothing is read. ``most_read``: of one person's choices, that the encoder reads; all
+    are learnt from. ``dtype`` and ``quantisation``: the encoder's, as the release's server has
+    them; ReleaseError if they make another embedding space. ``weigh``: by the choices' ``scores``,
+    measured on ``score_span`` (None: on their own range).
 
     Without ``closeness``, nearness (RPO) is measured in the backbone's own text states and latents.
     """
