@@ -40,19 +40,26 @@ ENVIRONMENT = {
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The settings in a Ray Serve config: ``args`` of its only application, and its address.
-    Raises ``ValueError`` for any other file, ``OSError`` for none."""
+    """The settings in a Ray Serve config: ``args`` of its only application, the diffuser's capacity
+    where its ``deployments`` say it, and its address. Raises ``ValueError`` for any other file,
+    ``OSError`` for none."""
     try:
         config = yaml.safe_load(file.read_text())
         (application,) = config["applications"]
         if application["import_path"] != IMPORT_PATH:
             raise ValueError
-        address = config.get("http_options", {})
-        return {k: address[k] for k in ("host", "port") if k in address} | application.get(
-            "args", {}
-        )
+        args = dict(application.get("args") or {})
+        for deployment in application.get("deployments") or []:
+            if deployment.keys() != {"name", "user_config"} or deployment["name"] != "Diffuser":
+                raise ValueError
+            args["diffuser"] = {**args.get("diffuser", {}), **deployment["user_config"]}
+        address = config.get("http_options") or {}
+        return {k: address[k] for k in ("host", "port") if k in address} | args
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
-        raise ValueError(f"{file}: needs one application with import_path: {IMPORT_PATH}") from None
+        raise ValueError(
+            f"{file}: needs one application with import_path: {IMPORT_PATH}, and of deployments "
+            "nothing but a Diffuser's user_config (serve deploy takes the rest)"
+        ) from None
 
 
 def launch(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ppd_serve import serve_app
 from ppd_serve.cli import app
 from ppd_serve.errors import PPDError
-from ppd_serve.launch import launch, read_config
+from ppd_serve.launch import IMPORT_PATH, launch, read_config
 from ppd_serve.manifest import read_manifest
 from ppd_serve.settings import Settings
 
@@ -116,6 +116,20 @@ def test_the_shipped_config_is_ours() -> None:
     settings = Settings.load(read_config(ROOT / "deployments" / "studio.yaml"))
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.encoder.cpus + settings.diffuser.cpus < 1
+
+
+def test_a_config_s_capacity_counts_as_when_it_is_deployed(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"""applications:
+  - import_path: {IMPORT_PATH}
+    args: {{diffuser: {{rows: 16, queue: 256}}}}
+    deployments: [{{name: Diffuser, user_config: {{rows: 3}}}}]
+""")
+    diffuser = Settings.load(read_config(file)).diffuser
+    assert (diffuser.rows, diffuser.queue) == (3, 256)
+    file.write_text(file.read_text().replace("user_config: {rows: 3}", "num_replicas: 2"))
+    with pytest.raises(ValueError, match="Diffuser's user_config"):
+        read_config(file)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "applications: []", "applications: [{import_path: x}]"])

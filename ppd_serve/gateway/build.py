@@ -81,6 +81,7 @@ def build_services(
             status.watch("index"),
             status.watch("diffuser"),
             status.feed(),
+            status.stay(),
             status.sweep(),
             unread.rounds(),
         ):

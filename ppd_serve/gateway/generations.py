@@ -10,7 +10,7 @@ from ppd_serve.api.generation_schemas import GenerateIn
 from ppd_serve.api.schemas import ReleaseOut
 from ppd_serve.api.services import Recorded, Watched
 from ppd_serve.api.usage import Slot
-from ppd_serve.errors import Cancelled, InvalidInput, PPDError
+from ppd_serve.errors import Cancelled, Gone, InvalidInput, PPDError
 from ppd_serve.gateway.closing import Closing
 from ppd_serve.gateway.drawing import Drawing, Easel, as_ours
 from ppd_serve.gateway.event_log import EventListener, EventLog
@@ -191,8 +191,10 @@ class DrawingService:
         return fresh[0] if fresh else await self._again(project, drawing, answer["id"])
 
     async def _again(self, project: str, drawing: Drawing, generation_id: str) -> Drawn:
-        """What was drawn for this key before."""
+        """What was drawn for this key before. Raises Gone if a picture of it was deleted since."""
         record = await self._records.get(project, generation_id)
+        if len(record.image_ids) < drawing.body.n:
+            raise Gone("What was drawn for this Idempotency-Key has been deleted since")
         *pictures, _ = entries(record, 0)
         for number, painted in pictures:
             drawing.log.append(painted, number)

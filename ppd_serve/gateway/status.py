@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from ppd_serve.api.schemas import ReleaseOut, ReleasesOut
 from ppd_serve.errors import PPDError
@@ -86,6 +87,13 @@ class StatusService:
         """Bring the index up to date whenever it has fallen behind or was restarted."""
         while True:
             await self._feed.try_to_sync(60.0)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def stay(self) -> None:
+        """Keep saying that we live, whoever asks."""
+        while True:
+            with suppress(Exception):  # readiness tells
+                await self._db(self._store.ping)
             await asyncio.sleep(BEAT_SECONDS)
 
     async def sweep(self) -> None:

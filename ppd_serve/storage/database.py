@@ -22,6 +22,16 @@ from ppd_serve.errors import StorageUnavailable
 from ppd_serve.storage.records import Record
 
 _BUSY_SECONDS = 30
+# A server that went silent (its machine died, a packet filter drops) is unreachable after seconds,
+# not after TCP's two hours; and it drops our advisory lock half a minute after we went silent.
+_POSTGRES = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "options": "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+}
 _SCRUB_SECONDS = 1
 _CONNECTIONS = 32
 _MIGRATION_LOCK = 0x70706473  # any number, the same in every process
@@ -141,6 +151,7 @@ def _engine(url: str) -> Engine:
         return create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,  # after a restart of the server, get a new connection and go on
+            connect_args={k: v for k, v in _POSTGRES.items() if k not in parsed.query},
             pool_size=_CONNECTIONS // 2,
             max_overflow=_CONNECTIONS // 2,
         )

@@ -55,22 +55,26 @@ class AdvisoryLocks:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._guard = threading.Lock()
         self._connection: Connection | None = None
+        self._held = False
         self.me = secrets.token_hex(7)
         self.hold()
 
     def hold(self) -> None:
-        """Take our lock again if the server was restarted; it dropped it then."""
-        with self._guard:
-            self._connected()
-
-    def is_dead(self, owner: str) -> bool:
-        name = {"name": int(owner, 16)}
+        """Take our lock again if the connection broke; the server dropped it then, or will when it
+        finds out: until that our own dead session speaks for us, and nobody waits for it."""
         with self._guard:
             connection = self._connected()
-            locked = connection.scalar(text("SELECT pg_try_advisory_lock(:name)"), name)
+            if not self._held:
+                self._held = _try_lock(connection, self.me)
+
+    def is_dead(self, owner: str) -> bool:
+        with self._guard:
+            connection = self._connected()
+            locked = _try_lock(connection, owner)
             if locked:
+                name = {"name": int(owner, 16)}
                 connection.execute(text("SELECT pg_advisory_unlock(:name)"), name)
-            return bool(locked)
+            return locked
 
     def close(self) -> None:
         with self._guard:
@@ -83,16 +87,19 @@ class AdvisoryLocks:
                 return self._connection
             except DBAPIError:
                 self._disconnect()
-        connection = self._engine.connect()
-        connection.execute(text("SELECT pg_advisory_lock(:name)"), {"name": int(self.me, 16)})
-        self._connection = connection
-        return connection
+        self._connection = self._engine.connect()
+        return self._connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.invalidate()  # back in the pool it would keep the lock
             self._connection.close()
-            self._connection = None
+            self._connection, self._held = None, False
+
+
+def _try_lock(connection: Connection, owner: str) -> bool:
+    name = {"name": int(owner, 16)}
+    return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:name)"), name))
 
 
 Owners = FileLocks | AdvisoryLocks

@@ -198,8 +198,10 @@ class PairStore(UserStore, AnswerStore):
             view = (user.incarnation, user.version)
             with storage_errors():
                 try:
+                    # Each once: a winner may stand in the next pair, and in many.
+                    pictures = {digest: self._blobs.get(digest) for digest in digests.values()}
                     pairs = [
-                        Pair(prompt, *(self._blobs.get(digests[side]) for side in sides))
+                        Pair(prompt, *(pictures[digests[side]] for side in sides))
                         for prompt, *sides in rows
                     ]
                     return LoadedPairs(*view, pairs)

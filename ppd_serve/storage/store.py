@@ -126,7 +126,8 @@ class Store(
 
     def ping(self) -> None:
         """Return if the database answers, else raise ``StorageUnavailable``. It also tells other
-        processes that we live: call it now and then (a readiness probe does)."""
+        processes that we live: call it every few seconds, or they take our work for a dead
+        process's once a connection broke."""
         with self._database.read() as session:
             session.execute(text("SELECT 1"))
         with storage_errors():

@@ -15,6 +15,7 @@ from ppd_serve.errors import (
     Conflict,
     EncoderUnavailable,
     GenerationFailed,
+    Gone,
     InvalidInput,
     NotFound,
     StorageUnavailable,
@@ -183,6 +184,16 @@ async def test_with_a_key_it_runs_on_and_is_joined(server: Services, house: Hous
         (p.image_id, p.seed) for p in drawn.images
     ]
     assert await server.images.read(P, later.images[0].image_id)
+
+
+async def test_what_was_deleted_is_not_drawn_again_for_its_key(
+    server: Services, house: House
+) -> None:
+    drawn = await server.generations.draw(P, ask(n=2), KEY)
+    await server.images.delete(P, drawn.images[1].image_id)
+    with pytest.raises(Gone, match="deleted since"):
+        await server.generations.draw(P, ask(n=2), KEY)
+    assert len(house.diffuser.asked) == 1
 
 
 async def test_a_failure_is_recorded_and_its_key_is_free(server: Services, house: House) -> None:

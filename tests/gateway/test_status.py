@@ -37,6 +37,24 @@ async def test_the_release_is_known_while_the_diffuser_restarts(
     assert await server.status.releases() == known
 
 
+async def test_a_gateway_says_that_it_lives_without_being_asked(
+    server: Services, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes asks Ray for readiness, not us."""
+    monkeypatch.setattr(status, "BEAT_SECONDS", 0.01)
+    loop, said = asyncio.get_running_loop(), asyncio.Event()
+    times = iter(range(1_000_000))
+
+    def ping() -> None:
+        if next(times) > 2:
+            loop.call_soon_threadsafe(said.set)
+        raise StorageUnavailable  # and it goes on
+
+    monkeypatch.setattr(house.store, "ping", ping)
+    async with asyncio.timeout(20):
+        await said.wait()
+
+
 async def test_the_loops_outlive_a_bug(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "SWEEP_SECONDS", 0.01)
     house.index.error = ValueError("a bug")

@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from ppd_serve.errors import StorageUnavailable
 from ppd_serve.storage import database
 from ppd_serve.storage.database import Database
+from ppd_serve.storage.owners import AdvisoryLocks
 from ppd_serve.storage.records import Record
 from ppd_serve.storage.store import NewPair, Store
 from tests.storage.places import Place, Postgres, pair, picture
@@ -193,6 +194,29 @@ def test_blobs_away_is_unavailable_and_nothing_is_half_done(place: Place) -> Non
     blobs.with_name("away").rename(blobs)
     assert store.read_image(P, image.image_id)[1] == b"x"
     assert store.add_pairs(P, "ann", [pair()]).version == 1
+    store.close()
+
+
+def test_a_lock_that_our_own_broken_session_keeps_is_not_waited_for(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """The server may keep a half-open session for long; until it ends, that one speaks for us."""
+    place = Place(postgres.create("half_open"), str(tmp_path / "blobs"))
+    store = place.open()
+    generation = store.create_generation(P, {})
+    owners = store._owners
+    assert isinstance(owners, AdvisoryLocks)
+    broken, owners._connection, owners._held = owners._connection, None, False
+    store.ping()
+    assert not owners._held
+    assert broken is not None
+    broken.invalidate()
+    broken.close()
+    while not owners._held:
+        store.ping()
+    other = place.open()
+    assert other.get_generation(P, generation.generation_id).state == "queued"
+    other.close()
     store.close()
 
 

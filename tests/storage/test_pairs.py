@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ppd_serve.errors import InvalidInput, NotFound
+from ppd_serve.storage.blobs import Blobs
 from ppd_serve.storage.store import Idempotency, NewPair, Store
 from tests.storage.places import Place, pair, picture
 
@@ -103,6 +104,20 @@ def test_all_pairs_of_a_call_are_stored_or_none(store: Store, place: Place) -> N
     added = store.add_pairs(P, "ann", [NewPair("p", uploaded.image_id, uploaded.image_id)])
     assert added.version == 1
     assert store.load_pairs(P, "ann").pairs[0].rejected == b"up"
+
+
+def test_a_picture_of_many_pairs_is_read_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One upload named in thousands of pairs would fill the memory of whoever reads them."""
+    uploaded = store.add_image(P, picture("up"))
+    store.add_pairs(P, "ann", [NewPair("p", uploaded.image_id, picture(f"{k}")) for k in range(9)])
+    read: list[str] = []
+    get = Blobs.get
+    monkeypatch.setattr(Blobs, "get", lambda self, digest: read.append(digest) or get(self, digest))
+    pairs = store.load_pairs(P, "ann").pairs
+    assert len(read) == len(set(read)) == 10
+    assert len({id(pair.preferred) for pair in pairs}) == 1
 
 
 def test_threads_adding_to_one_user_lose_nothing(store: Store) -> None:

@@ -67,8 +67,8 @@ def test_conditions_are_told_against_the_base_of_their_own_users(
 def test_a_lead_over_who_wins_as_often_elsewhere_is_none_but_wide(base: Outcome) -> None:
     found = lead(rewarded(base, [0, 1, 2, 3]), rewarded(base, [4, 5, 6, 7]), base)
     assert found["value"] == 0 and found["low"] < -0.3 and found["high"] > 0.3
-    same = lead(rewarded(base, [0, 1]), rewarded(base, [0, 1]), base)
-    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+    same = lead(rewarded(base, [0, 1]), rewarded(base, [0, 1]), base)  # of whom others may differ
+    assert same["value"] == 0 and found["low"] < same["low"] < 0 < same["high"] < found["high"]
 
 
 def test_artefacts_of_the_personal_pictures_are_set_beside_real_ones(

@@ -75,12 +75,17 @@ class EventReader:
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._rest = ""
+        self._rest: list[str] = []  # of a line: a picture's comes in hundreds of pieces
         self._fields: dict[str, str] = {}
         self._heard = self._over = False
 
     def feed(self, text: str) -> Iterator[Event]:
-        *lines, self._rest = (self._rest + text).split("\n")
+        *ends, rest = text.split("\n")
+        lines = []
+        for end in ends:
+            lines.append("".join([*self._rest, end]))
+            self._rest = []
+        self._rest.append(rest)
         for line in lines:
             if line:
                 name, _, value = line.partition(":")

@@ -37,7 +37,8 @@ LONGEST_RETRY_AFTER_S = 60.0  # asked to wait longer, the caller should decide
 def exchange(call: Call[T], build: Builder, retries: int) -> Steps[T]:
     """Send a call, again if need be, and read its answer."""
     request = build(call)  # once, so that every try carries the same Idempotency-Key
-    attempt = 0
+    patience = request.extensions["timeout"]["read"] or LONGEST_RETRY_AFTER_S
+    attempt, looks, waited = 0, 0, 0.0
     while True:
         error: APIError | ConnectionFailed
         try:
@@ -58,7 +59,13 @@ def exchange(call: Call[T], build: Builder, retries: int) -> Steps[T]:
             if not answer.is_error:
                 raise UnexpectedAnswer(f"{call.method} {call.path}: status {answer.status_code}")
             error = api_error(answer)
-            again = isinstance(error, Unavailable) or _still_running(error, call, attempt)
+            if _still_running(error, call, attempt) and waited < patience:
+                # Nothing has failed: the answer is waited for as if it had not been lost.
+                pause = pause_s(min(looks, 3))
+                looks, waited = looks + 1, waited + pause
+                yield pause
+                continue
+            again = isinstance(error, Unavailable)
         asked = getattr(error, "retry_after", None) or 0.0
         if not (call.retry and again and attempt < retries) or asked > LONGEST_RETRY_AFTER_S:
             raise error

@@ -100,6 +100,25 @@ def test_a_retry_waits_for_its_own_first_try(server):
     assert server.client().add_preferences("ann", PAIRS).pairs_total == 1
 
 
+def test_a_first_try_that_takes_its_time_is_waited_for(server):
+    """Reading choices may take half a minute; that is no reason to call them lost."""
+    server.says(httpx.ReadError("reset"))
+    for _ in range(30):
+        server.refuses(409, "conflict")
+    server.says(OK(201, json=ADDED))
+    assert server.client(retries=1).add_preferences("ann", PAIRS).pairs_total == 1
+    assert sum(server.pauses) > 30 and max(server.pauses) <= 2
+
+
+def test_a_first_try_is_waited_for_no_longer_than_an_answer(server):
+    server.says(httpx.ReadError("reset"))
+    for _ in range(40):
+        server.refuses(409, "conflict")
+    with pytest.raises(Conflict):
+        server.client(timeout=10).add_preferences("ann", PAIRS)
+    assert 10 <= sum(server.pauses[1:]) < 12.5
+
+
 def test_a_conflict_at_the_first_try_is_an_answer(server):
     server.refuses(409, "conflict")
     with pytest.raises(Conflict):

@@ -38,7 +38,7 @@ _LATER = {
 @router.post(
     "/generate",
     response_model=GenerationOut,
-    responses={200: _OK, 202: _LATER, **documented(404, 406, 409)},
+    responses={200: _OK, 202: _LATER, **documented(404, 406, 409, 410)},
 )
 async def generate(
     body: GenerateIn,

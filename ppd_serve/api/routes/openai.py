@@ -58,7 +58,7 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, object]]:
     "/images/generations",
     response_model=OpenAIImagesOut,
     response_model_exclude_none=True,
-    responses={200: _OK, **_documented(404, 409)},
+    responses={200: _OK, **_documented(404, 409, 410)},
 )
 async def openai_images(
     body: OpenAIImagesIn,
