@@ -1,6 +1,7 @@
 """The shipped default, as it is on disk: whole, small, ours, and what stock diffusers draws too."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,17 @@ def test_reads_pairs_in_its_own_space(release: Release) -> None:
     a, b = reading.embedding.ravel(), other.embedding.ravel()
     # The same pictures with every choice turned round are somebody of another taste.
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 0
+
+
+@pytest.mark.parametrize(
+    "prompt", ["x", "a dog on a beach", "A beautiful painting, 4k, " * 20, "猫" * 99]
+)
+def test_a_taste_is_read_whatever_was_drawn(release: Release, prompt: str) -> None:
+    """People choose among pictures of their own prompts, not of the world's captions alone."""
+    encoder = release.load_encoder()
+    own, asked = [pair(k) for k in range(4)], [replace(pair(k), prompt=prompt) for k in range(4)]
+    read, same = (encoder.embed(pairs).embedding for pairs in (own, asked))
+    np.testing.assert_allclose(same, read, atol=1e-5)
 
 
 def request(release: Release, **chosen) -> GenerationRequest:

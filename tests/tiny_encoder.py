@@ -36,7 +36,7 @@ def make_tiny_encoder(path: str | Path, seed: int = 0) -> Path:
     model.save_pretrained(path)
     processor.save_pretrained(path)
     config = EncoderConfig(
-        prompt=STUDIO_PROMPT,
+        prompt=STUDIO_PROMPT.model_copy(update={"caption": "{caption}"}),
         position="before_profile",
         layers=tuple(range(-ROWS, 0)),
         max_profile_tokens=4,

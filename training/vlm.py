@@ -30,8 +30,11 @@ END = "<end_of_utterance>"
 IMAGE_TOKENS = 4
 PATCH = 16
 
+# Captions tell nothing of a taste here, and the model has only ever seen the world's, each six
+# tokens long: any other wording moved the pictures from where it looks for them. So whatever the
+# caption was, it reads one of the world's.
 STUDIO_PROMPT = FewShotPrompt(
-    caption="{caption}", preferred="liked", rejected="disliked", task="profile"
+    caption="a small house by the lake", preferred="liked", rejected="disliked", task="profile"
 )
 ENCODER_CONFIG = EncoderConfig(
     prompt=STUDIO_PROMPT, position="before_profile", max_profile_tokens=48
