@@ -11,6 +11,7 @@ from PIL import Image
 
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.request import GenerationRequest, User
+from ppd_serve.errors import InvalidInput
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release, load_release
 from ppd_serve.settings import STUDIO
@@ -143,3 +144,14 @@ def test_any_text_is_a_prompt(release: Release, engine: Engine) -> None:
     for prompt in ("", "Ünïcode 🐉", "x" * 4000, *(str(c) for c in CAPTIONS[:2])):
         result = engine.submit(release.defaults.request(prompt, steps=2)).result(120)
         assert result.pixels.shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize(("sampler", "spacing"), [("ddim", "leading"), ("dpmpp_2m", "linspace")])
+def test_more_steps_than_a_sampler_has_are_refused(sampler: str, spacing: str) -> None:
+    """Near as many as in training some timesteps repeat, or lie beyond the last."""
+    backbone = load_release(STUDIO).load_backbone()
+    spaced = {"timestep_spacing": spacing, "steps_offset": 1}
+    backbone.scheduler_config = {**backbone.scheduler_config, **spaced}
+    backbone.schedule(sampler, 500)
+    with pytest.raises(InvalidInput, match=f"steps: are too many for {sampler}"):
+        backbone.schedule(sampler, 1000)

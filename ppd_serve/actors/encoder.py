@@ -46,6 +46,7 @@ class Encoder:
         self._chunks = 0  # that somebody wanted to be read
         self._thread = ThreadPoolExecutor(1, "encoder")
         self._moved: float | None = None  # when the reading under way last did
+        self._lost = False
         self._thread.submit(self._load, release, part).result()
 
     def _load(self, release: str, part: EncoderPart) -> None:
@@ -117,8 +118,11 @@ class Encoder:
     def _moving(self, pairs: list[Pair]) -> Iterator[None]:
         try:
             yield
-        except Exception:
+        except Exception as error:
+            from ppd_serve.diffusion.batch_limit import is_device_lost
+
             log.exception("%d pairs could not be read", len(pairs))
+            self._lost = self._lost or is_device_lost(error)
             raise
         finally:
             self._moved = None
@@ -134,6 +138,8 @@ class Encoder:
         moved = self._moved
         if moved is not None and time.monotonic() - moved > STUCK_SECONDS:
             raise Unavailable("The encoder does not move")
+        if self._lost:
+            raise Unavailable("The encoder's GPU is lost to this process")
 
 
 def _two_pictures(width: int, height: int) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ppd_serve.diffusion.backbone import Backbone
-from ppd_serve.diffusion.batch_limit import BatchLimits, is_out_of_memory
+from ppd_serve.diffusion.batch_limit import BatchLimits, is_device_lost, is_out_of_memory
 from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
 from ppd_serve.diffusion.lanes import Lanes
 from ppd_serve.diffusion.request import Result
@@ -106,6 +106,8 @@ class Batch:
         try:
             return step_rows(rows, self._adapter)
         except Exception as error:
+            if is_device_lost(error):
+                raise  # the engine dies, and whoever started it begins another process
             return error
 
     def _decoded(self, rows: list[Row]) -> list[Result | Exception]:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 GROW_AFTER = 200  # full forwards without failure
 HEADROOM = 0.1  # of the free memory: decoding, fragments, other processes
 UNBOUNDED = sys.maxsize
+MOST = 1024  # rows that are asked for: two small forwards may cost alike, and divide to nonsense
 
 
 @dataclass
@@ -71,6 +72,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """After an illegal access, an ECC error or the like every call on this GPU fails for as long as
+    the process lives."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
 def rows_that_fit(free: int, one_row: int, two_rows: int) -> int:
     """From the peak bytes of forwards with one and with two rows: how many fit ``free``.
 
@@ -93,7 +100,8 @@ def measure(group: Group, backbone: Backbone) -> int:
         return 1 if is_out_of_memory(error) else UNBOUNDED
     cached = torch.cuda.memory_reserved(stage.device) - torch.cuda.memory_allocated(stage.device)
     parts = 2 * rows_that_fit(torch.cuda.mem_get_info(stage.device)[0] + cached, one, two)
-    fits = max((n for n in range(1, parts // 2 + 1) if stage.bucket(2 * n) <= parts), default=1)
+    candidates = range(1, min(parts // 2, MOST) + 1)
+    fits = max((n for n in candidates if stage.bucket(2 * n) <= parts), default=1)
     log.info("%d rows of %s fit the memory", fits, shape)
     return fits
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.diffusion.batch_limit import is_device_lost
 from ppd_serve.diffusion.request import Result, Timing
 from ppd_serve.diffusion.rows import Row, final_latents
 
@@ -32,14 +33,21 @@ def decode_rows(rows: Sequence[Row], backbone: Backbone) -> list[Result | Except
     """
     if not rows:
         return []
-    latents_BCHW = final_latents(rows)
     try:
-        pictures = backbone.decode(latents_BCHW)
+        return _decoded(rows, backbone)
     except Exception as error:
+        if is_device_lost(error):
+            raise
         if len(rows) == 1:
-            return [error]
-        half = len(rows) // 2
-        return decode_rows(rows[:half], backbone) + decode_rows(rows[half:], backbone)
+            return [error.with_traceback(None)]  # its frames keep what was decoded
+    # Out of the handler, so that the halves have the memory of what failed.
+    half = len(rows) // 2
+    return decode_rows(rows[:half], backbone) + decode_rows(rows[half:], backbone)
+
+
+def _decoded(rows: Sequence[Row], backbone: Backbone) -> list[Result | Exception]:
+    latents_BCHW = final_latents(rows)
+    pictures = backbone.decode(latents_BCHW)
     now = time.monotonic()
     return [
         Result(

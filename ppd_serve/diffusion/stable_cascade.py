@@ -37,7 +37,7 @@ from ppd_serve.diffusion.grids import Config
 from ppd_serve.diffusion.preview import LinearPreview, fit_preview
 from ppd_serve.diffusion.request import Defaults, GenerationRequest
 from ppd_serve.diffusion.schedules import Schedule
-from ppd_serve.diffusion.unet_backbone import TEXTS_KEPT, words
+from ppd_serve.diffusion.unet_backbone import TEXTS_KEPT, as_bytes, words
 from ppd_serve.diffusion.wuerstchen import NAME, wuerstchen
 from ppd_serve.errors import InvalidInput, ReleaseError
 
@@ -137,8 +137,7 @@ class StageB(_CascadeStage):
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         latents = latents_BCHW.to(self.dtype) * self._vqgan.config.scale_factor
         pixels = self._vqgan.decode(latents).sample.float()
-        pixels = pixels.clamp(0, 1).mul(255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return as_bytes(pixels)
 
 
 class StableCascade(_CascadeStage):

@@ -21,7 +21,7 @@ from ppd_serve.diffusion.backbone import Text
 from ppd_serve.diffusion.preview import LinearPreview, fit_preview
 from ppd_serve.diffusion.request import Defaults
 from ppd_serve.diffusion.schedules import SCHEDULES, Schedule, samplers
-from ppd_serve.errors import InvalidInput, ReleaseError
+from ppd_serve.errors import GenerationFailed, InvalidInput, ReleaseError
 
 TEXTS_KEPT = 512
 
@@ -100,7 +100,10 @@ class UNetBackbone(ABC):
             raise InvalidInput(f"must be one of {', '.join(self.samplers)}", field="sampler")
         if not 1 <= steps <= self.scheduler_config["num_train_timesteps"]:
             raise InvalidInput("must be at least 1 and no more than in training", field="steps")
-        return self._schedule(sampler, steps)
+        try:
+            return self._schedule(sampler, steps)
+        except (ArithmeticError, LookupError):  # near as many steps as in training, some repeat
+            raise InvalidInput(f"are too many for {sampler}", field="steps") from None
 
     def _make_schedule(self, sampler: str, steps: int) -> Schedule:
         return SCHEDULES[sampler](self.scheduler_config, steps)
@@ -123,8 +126,16 @@ class UNetBackbone(ABC):
     def decode(self, latents_BCHW: Tensor) -> np.ndarray:
         latents = latents_BCHW.to(self._vae.dtype) / self._vae.config.scaling_factor
         pixels = self._vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
-        pixels = pixels.clamp(0, 1).mul(255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return as_bytes(pixels)
+
+
+def as_bytes(pixels_B3HW: Tensor) -> np.ndarray:
+    """Pictures in [0, 1] as ``[B, H, W, 3]`` of a byte each. GenerationFailed where one is not
+    finite: half precision overflows in some autoencoders, and NaN would come out as black."""
+    if not pixels_B3HW.isfinite().all():
+        raise GenerationFailed("the picture is not finite")
+    pixels = pixels_B3HW.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def words(tokenizer: Any, prompt: str) -> Any:

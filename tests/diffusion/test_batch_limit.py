@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppd_serve.diffusion import rows
+from ppd_serve.diffusion import batch_limit, rows
 from ppd_serve.diffusion.batch_limit import (
     GROW_AFTER,
     HEADROOM,
@@ -52,6 +52,20 @@ def test_as_many_rows_as_fit(free: int, fixed: int, a_row: int) -> None:
     usable = free * (1 - HEADROOM)
     assert rows == 1 or fixed + rows * a_row <= usable
     assert fixed + (rows + 1) * a_row > usable or rows == 1
+
+
+def test_forwards_that_cost_alike_do_not_count_to_billions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model on a large GPU: the second forward may even take less than the first."""
+
+    class OnGpu(Toy):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(batch_limit, "_peak", lambda group, backbone, rows: 1000 - rows)
+    for name, told in {"memory_reserved": 0, "memory_allocated": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 10**9, 80 * 10**9))
+    gpu = OnGpu()
+    assert batch_limit.measure(Group(gpu, (3, 4, 4)), gpu) == batch_limit.MOST
 
 
 def test_a_measurement_without_slope_is_not_divided_by() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.ticket import Progress
+from ppd_serve.diffusion.unet_backbone import as_bytes
 from ppd_serve.errors import Cancelled, GenerationFailed
 from tests.diffusion.toy import DEFAULTS, Toy
 
@@ -120,3 +123,50 @@ def test_stopping_at_once_interrupts_what_waits_for_decoding() -> None:
     engine.tick()
     engine.stop(drain=False)
     assert all(ticket.done() for ticket in tickets) and engine.active == 0
+
+
+class Crammed(Toy):
+    """Finds memory for one picture, and only where nothing of another decode is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[weakref.ref[Tensor]] = []
+
+    def decode(self, latents_BCHW: Tensor) -> np.ndarray:
+        activations = latents_BCHW.clone()
+        left = sum(held() is not None for held in self.held)
+        self.held.append(weakref.ref(activations))
+        if left or len(activations) > 1:
+            raise torch.OutOfMemoryError(f"CUDA out of memory beside {left}")
+        return super().decode(activations)
+
+
+def test_a_decode_without_memory_lets_go_of_it_before_its_halves_are_tried() -> None:
+    with Engine(Crammed()) as engine:
+        tickets = engine.submit_all([ask(steps=1) for _ in range(16)])
+        assert all(ticket.result(WAIT).pixels.any() for ticket in tickets)
+
+
+def test_a_picture_that_is_not_finite_is_an_error_and_not_black() -> None:
+    pixels = torch.full((1, 3, 2, 2), 0.5)
+    assert (as_bytes(pixels) == 128).all()
+    pixels[0, 1, 1, 1] = torch.nan
+    with pytest.raises(GenerationFailed, match="not finite"):
+        as_bytes(pixels)
+
+
+@pytest.mark.parametrize("place", ["forward", "decode"])
+def test_a_gpu_that_is_lost_ends_the_engine_and_not_every_request_for_ever(place: str) -> None:
+    """Whoever started it sees that it is not healthy, and starts another process."""
+
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    toy = Toy(lost) if place == "forward" else Toy()
+    if place == "decode":
+        toy.decode = lost  # type: ignore[method-assign, assignment]
+    with Engine(toy) as engine:
+        with pytest.raises(GenerationFailed, match="died"):
+            engine.submit(ask(steps=1)).result(WAIT)
+        engine._thread.join(WAIT)
+        assert not engine.healthy()
