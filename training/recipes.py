@@ -100,7 +100,7 @@ def studio(objective: Objective, conditioning: Conditioning) -> Recipe:
         made = made.model_copy(update={"batch": 48, "learning_rate": 5e-4})
     if conditioning == "none":
         # The studio's people agree in so little that at 10⁻³ all but one objective ended at or
-        # below the base by their own held-out measure (reports/methods-0.2).
+        # below the base by their own held-out measure (reports/methods-0.2.1).
         made = made.model_copy(update={"learning_rate": 1e-4})
     return made
 
