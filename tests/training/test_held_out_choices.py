@@ -59,7 +59,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return Encoder(
         read_two_layers.model,
         read_two_layers.processor,
-        read_two_layers.config.model_copy(update={"layers": (-1,), "profile": "skip"}),
+        read_two_layers.config.model_copy(
+            update={"layers": (-1,), "profile": "skip", "prompt": vlm.STUDIO_PROMPT}
+        ),
         BetweenUserTransform(transform.mean[-1:], transform.matrix[-1:]),
         space="tiny",
     )
@@ -261,7 +263,8 @@ def test_kinds_are_told_apart(exam: Exam) -> None:
 
 
 def test_an_encoder_read_elsewhere_is_refused(pool: Pool, encoder: Encoder) -> None:
-    for changed in ({"layers": (-2,)}, {"position": "after_profile"}):
+    captions = {"prompt": vlm.STUDIO_PROMPT.model_copy(update={"caption": "{caption}"})}
+    for changed in ({"layers": (-2,)}, {"position": "after_profile"}, captions):
         other = Encoder(
             encoder.model,
             encoder.processor,

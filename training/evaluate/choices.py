@@ -192,6 +192,8 @@ def measure_choices(
         raise SystemExit("the studio world has changed since it was frozen: no figure would count")
     if encoder.config.position != "before_profile" or encoder.config.layers != (-1,):
         raise ValueError("encoder: not read where the profile begins, in the last layer alone")
+    if encoder.config.prompt != vlm.STUDIO_PROMPT:
+        raise ValueError("encoder: its prompt is not the studio's, which the fast reader says")
     seen = [vlm.cache_features(encoder.model, pool.images) for pool in (train, held_out)]
     trained, new = (vlm.Reader(encoder.model, encoder.processor, f) for f in seen)
     exam = new_exam(split, users, held_out)
