@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ppd_serve import logs
 from ppd_serve.actors import Encoder, UserIndex
@@ -197,6 +198,29 @@ def encoder(
     monkeypatch.setattr("ppd_serve.release.load_release", lambda path: release)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     return Encoder("release", EncoderPart())
+
+
+async def test_an_encoder_whose_gpu_is_lost_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reading would fail from now on; of any other error the next one knows nothing."""
+    reader = Reader()
+    part = encoder(monkeypatch, reader, SHAPE)
+    pairs = [Pair("a", b"", b"")]
+
+    def fails(error: Exception) -> None:
+        def embed(_: list[Pair]) -> None:
+            raise error
+
+        monkeypatch.setattr(reader, "embed", embed)
+
+    fails(RuntimeError("CUDA out of memory"))
+    with pytest.raises(RuntimeError):
+        await part.embed(pairs)
+    part.check_health()
+    fails(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(torch.AcceleratorError):
+        await part.embed(pairs)
+    with pytest.raises(Unavailable, match="lost"):
+        part.check_health()
 
 
 async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

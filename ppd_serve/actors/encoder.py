@@ -119,7 +119,7 @@ class Encoder:
         try:
             yield
         except Exception as error:
-            from ppd_serve.diffusion.batch_limit import is_device_lost
+            from ppd_serve.device_errors import is_device_lost
 
             log.exception("%d pairs could not be read", len(pairs))
             self._lost = self._lost or is_device_lost(error)

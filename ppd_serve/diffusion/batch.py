@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from ppd_serve.device_errors import is_device_lost, is_out_of_memory
 from ppd_serve.diffusion.backbone import Backbone
-from ppd_serve.diffusion.batch_limit import BatchLimits, is_device_lost, is_out_of_memory
+from ppd_serve.diffusion.batch_limit import BatchLimits
 from ppd_serve.diffusion.decoding import decode_rows, next_to_decode
 from ppd_serve.diffusion.lanes import Lanes
 from ppd_serve.diffusion.request import Result

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ppd_serve.device_errors import is_out_of_memory
 from ppd_serve.diffusion.backbone import Backbone
 from ppd_serve.diffusion.turns import Group
 
@@ -62,20 +63,6 @@ class BatchLimits:
     def smallest(self) -> int:
         """The tightest limit of the groups seen. May be asked by any thread."""
         return min((limit.now for limit in list(self._limits.values())), default=UNBOUNDED)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch's own error on a GPU; on a CPU, and in the libraries below, only words say it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def is_device_lost(error: BaseException) -> bool:
-    """After an illegal access, an ECC error or the like every call on this GPU fails for as long as
-    the process lives."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def rows_that_fit(free: int, one_row: int, two_rows: int) -> int:

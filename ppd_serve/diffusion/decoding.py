@@ -14,8 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from ppd_serve.device_errors import is_device_lost
 from ppd_serve.diffusion.backbone import Backbone
-from ppd_serve.diffusion.batch_limit import is_device_lost
 from ppd_serve.diffusion.request import Result, Timing
 from ppd_serve.diffusion.rows import Row, final_latents
 

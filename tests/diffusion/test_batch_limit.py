@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppd_serve.device_errors import is_out_of_memory
 from ppd_serve.diffusion import batch_limit, rows
 from ppd_serve.diffusion.batch_limit import (
     GROW_AFTER,
     HEADROOM,
     UNBOUNDED,
     BatchLimits,
-    is_out_of_memory,
     rows_that_fit,
 )
 from ppd_serve.diffusion.engine import Engine
