@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ppd_serve.actors.encoder import Encoder
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.picture import encode_picture
 from ppd_serve.diffusion.request import User
 from ppd_serve.diffusion.user_attention import UserAdapter
+from ppd_serve.errors import ReleaseError
+from ppd_serve.preferences.encoder import Encoder as VlmEncoder
+from ppd_serve.preferences.encoder import load_vlm
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release, Source, load_release, write_release
 from ppd_serve.settings import EncoderPart
@@ -71,3 +76,30 @@ async def test_choices_become_pictures(release: Release) -> None:
         base, one, other = (t.result(60).latents for t in engine.submit_all(wanted))
     for a, b in ((base, one), (base, other), (one, other)):
         assert np.abs(a - b).max() > 1e-2
+
+
+def test_a_server_does_not_start_with_a_model_too_short_for_four_pairs(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it could read one."""
+    one, four = (
+        asked(release.load_encoder(), [pair.prompt for pair in pairs(20, count)])
+        for count in (1, 4)
+    )
+
+    def short(*args: Any, **kwargs: Any) -> Any:
+        model = load_vlm(*args, **kwargs)
+        model.config.get_text_config().max_position_embeddings = (one + four) // 2
+        return model
+
+    monkeypatch.setattr("ppd_serve.preferences.encoder.load_vlm", short)
+    assert np.isfinite(release.load_encoder().embed(pairs(20, 1)).embedding).all()
+    with pytest.raises(ReleaseError, match="4 pairs and a profile are"):
+        Encoder(str(release.path), EncoderPart(threads=1))
+
+
+def asked(encoder: VlmEncoder, captions: list[str]) -> int:
+    """Tokens of as many pairs of the release's size."""
+    picture = Image.new("RGB", (64, 48))
+    chunk = [(caption, picture, picture) for caption in captions]
+    return int(encoder._inputs([chunk])["input_ids"].shape[1])

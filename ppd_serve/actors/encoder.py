@@ -50,6 +50,7 @@ class Encoder:
         self._thread.submit(self._load, release, part).result()
 
     def _load(self, release: str, part: EncoderPart) -> None:
+        from ppd_serve.preferences.encoder import CHUNK
         from ppd_serve.release import load_release
 
         found = load_release(release)
@@ -63,7 +64,8 @@ class Encoder:
             )
         self._questioner = found.load_questioner()
         width, height = found.defaults.sizes[0]
-        warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))])
+        # As much as is ever read at once: a model with too few positions for it says so now.
+        warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))] * CHUNK)
         if warm.embedding.shape != found.manifest.embedding_shape:
             raise ReleaseError(
                 f"the encoder's embeddings are {warm.embedding.shape}, "

@@ -138,15 +138,20 @@ class Encoder(PairEncoder):
 
     @torch.inference_mode()
     def read_all(self, chunks: Sequence[Sequence[Choice]]) -> list[ChunkReading]:
-        """Of every chunk, hidden states ``[rows, hidden]`` (float32) and the profile."""
+        """Of every chunk, hidden states ``[rows, hidden]`` (float32) and the profile.
+
+        Raises ReleaseError for more tokens than the model has positions.
+        """
         chunks = [[(self._harmless(text), w, x) for text, w, x in chunk] for chunk in chunks]
         inputs = self._inputs(chunks)
         start = inputs["input_ids"].shape[1]
         writes = self.config.profile == "write" or self.config.position == "after_profile"
+        more = self.config.max_profile_tokens if writes else 1
+        self._refuse_longer(start + more)
         output = self.model.generate(
             **inputs,
             do_sample=False,
-            max_new_tokens=self.config.max_profile_tokens if writes else 1,
+            max_new_tokens=more,
             output_hidden_states=True,
             return_dict_in_generate=True,
         )
@@ -171,6 +176,15 @@ class Encoder(PairEncoder):
             [prompt.images(choices) for choices in chunks],
             self.model,
         )
+
+    def _refuse_longer(self, tokens: int) -> None:
+        """Beyond its positions a model reads on without a word, and badly, or crashes the GPU."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise ReleaseError(
+                f"encoder: {CHUNK} pairs and a profile are {tokens} tokens, of which the model "
+                f"reads {most}: let it see fewer picture_pixels, or write fewer max_profile_tokens"
+            )
 
     def _length(self, written: torch.Tensor) -> int:
         """Of one text in a batch, which goes on until the longest is done: to its own end."""

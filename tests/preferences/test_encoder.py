@@ -381,6 +381,18 @@ def test_llava_reads_pairs_too(llava: Path, pairs: list[Pair], counted: Counted)
     assert np.isfinite(encoder.embed(pairs[:6]).embedding).all()
 
 
+def test_what_is_longer_than_the_model_reads_is_refused(llava: Path, pairs: list[Pair]) -> None:
+    """With rotary positions it would be read all the same, and badly."""
+    encoder = Encoder.load(llava)
+    read = encoder.model.config.text_config.max_position_embeddings
+    assert np.isfinite(encoder.embed(pairs[:1]).embedding).all()
+    encoder.model.config.text_config.max_position_embeddings = 500
+    with pytest.raises(ReleaseError, match=r"tokens, of which the model reads 500.*pixels"):
+        encoder.embed(pairs[:4])
+    encoder.model.config.text_config.max_position_embeddings = read
+    assert np.isfinite(encoder.embed(pairs[:4]).embedding).all()
+
+
 def test_llava_looks_at_pictures_too(llava: Path, pairs: list[Pair]) -> None:
     encoder = Encoder.load(llava)
     width = encoder.model.config.text_config.hidden_size

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.training.tiny_clip import make_tiny_clip, pictures
 from training.data.world import AXES, TRAIN_CAPTIONS, render, sample_style
-from training.evaluate.alignment import frechet, frechet_of_normals, style_alignment
+from training.evaluate.alignment import aligned, frechet, frechet_of_normals, style_alignment
 from training.evaluate.scorers import load_scorer
 from training.evaluate.scorers.clip import ClipScorer
 
@@ -66,6 +66,21 @@ def test_few_pictures_look_further_away_than_they_are() -> None:
 
     few, more, many = same(20), same(40), same(320)
     assert few > 1.6 * more > 2.5 * many > 0  # the truth is 0
+
+
+def test_the_interval_is_where_other_sets_of_as_many_pictures_lie() -> None:
+    rng = np.random.default_rng(7)
+
+    def sets(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return 1.5 * rng.normal(size=(count, 4)) + 0.5, rng.normal(size=(2 * count, 4))
+
+    again = np.mean([aligned(*sets(100)).distance for _ in range(40)])
+    found = [aligned(*sets(100)) for _ in range(40)]
+    held = [row.low <= again <= row.high for row in found]
+    assert np.mean(held) >= 0.85 and not all(row.low <= again + 0.6 <= row.high for row in found)
+    few, many = (np.mean([a.high - a.low for a in rows])
+                 for rows in ([aligned(*sets(25)) for _ in range(10)], found))  # fmt: skip
+    assert few > 1.5 * many > 0
 
 
 def studio(count: int, seed: int, **style: float) -> list[Image.Image]:

@@ -133,14 +133,15 @@ def style_markdown(report: dict[str, Any]) -> str:
         f"{report['release']}, world `{report['world']}`: {report['pictures']} pairs in which a "
         f"painted style wins over the base's own picture, {report['steps']} steps of every method, "
         f"{report['pictures']} new pictures of held-out captions. Fréchet's distance between their "
-        "pixel scores and the painted style's; no set can be expected below the floor, which is "
-        "what painted pictures score against each other.",
+        "pixel scores and the painted style's, with 95 % intervals over pictures; no set can be "
+        "expected below the floor, which is what painted pictures score against each other.",
         "",
         "| method | distance | floor | subject right |",
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {row['distance']:.2f} | {row['floor']:.2f} | "
+        f"| {name} | {row['distance']:.2f} ({row['low']:.2f} to {row['high']:.2f}) | "
+        f"{row['floor']:.2f} | "
         f"{100 * report['subject_right'][name]:.1f} % |"
         for name, row in report["alignment"].items()
     ]
