@@ -42,7 +42,8 @@ from ppd_serve.errors import ReleaseError
 
 
 class Condition:
-    """Who the first rows of a forward are drawn for, the values weighted; None for nobody.
+    """Who one attention draws the first rows of a forward for: keys and values, these weighted;
+    None for nobody.
 
     Every thread has its own: parts of a batch run side by side (``lanes.py``). A thread that was
     never told has what was told last: on a GPU, autograd's runs checkpointed forwards again.
@@ -57,17 +58,14 @@ class Condition:
         return Condition, ()
 
     @property
-    def users_BUT2P(self) -> Tensor | None:
+    def users_BUT2I(self) -> Tensor | None:
         return getattr(self._own, "users", self._last)
 
-    @contextmanager
-    def of(self, users_BUT2P: Tensor | None) -> Iterator[None]:
+    def tell(self, users_BUT2I: Tensor | None) -> Tensor | None:
+        """This thread, from now on. Returns who it was until now."""
         before = getattr(self._own, "users", None)
-        self._own.users = self._last = users_BUT2P
-        try:
-            yield
-        finally:
-            self._own.users = self._last = before
+        self._own.users = self._last = users_BUT2I
+        return before
 
 
 class UserProjection(nn.Module):
@@ -124,24 +122,22 @@ class UserAttnProcessor(PlainAttnProcessor):
     """Plain cross-attention, plus the user's branch.
 
     Not a module: the adapter owns the weights, so the denoiser's own state dict stays the base's.
+    Nothing in it tells one attention from another but what ``condition`` holds, or ``torch.compile``
+    would make a form of the same block for each.
     """
 
-    def __init__(
-        self, condition: Condition, own: slice, backend: AttentionBackendName | None = None
-    ) -> None:
-        """``own``: where this attention's keys and values are among all branches'."""
+    def __init__(self, condition: Condition, backend: AttentionBackendName | None = None) -> None:
         super().__init__(backend)
         self.condition = condition
-        self.own = own
 
     def beside(self, query_BHQd: Tensor) -> Tensor | None:
-        users_BUT2P = self.condition.users_BUT2P
-        if users_BUT2P is None:
+        users_BUT2I = self.condition.users_BUT2I
+        if users_BUT2I is None:
             return None
-        drawn, rows = len(users_BUT2P), len(query_BHQd)
+        drawn, rows = len(users_BUT2I), len(query_BHQd)
         if drawn > rows:
             raise ValueError(f"users for {drawn} rows, the forward has {rows}")
-        return attend(query_BHQd[:drawn], users_BUT2P[..., self.own])
+        return attend(query_BHQd[:drawn], users_BUT2I)
 
 
 class UserAdapter(nn.Module):
@@ -168,12 +164,11 @@ class UserAdapter(nn.Module):
             UserAttention(self.token_dim, attn.to_k.out_features) for attn in attentions
         )
         self.has_biases = False
-        self._condition = Condition()
-        place = 0
-        for attn in attentions:
-            own = slice(place, place := place + attn.to_k.out_features)
+        self._inner_dims = [attn.to_k.out_features for attn in attentions]
+        self._conditions = [Condition() for _ in attentions]
+        for attn, condition in zip(attentions, self._conditions, strict=True):
             backend = getattr(attn.processor, "_attention_backend", None)  # stays as it was chosen
-            attn.set_processor(UserAttnProcessor(self._condition, own, backend))
+            attn.set_processor(UserAttnProcessor(condition, backend))
 
     @classmethod
     def for_unet(cls, unet: nn.Module, embedding_dim: int, tokens_per_row: int = 4) -> UserAdapter:
@@ -248,8 +243,18 @@ class UserAdapter(nn.Module):
         if users_BUT2P is not None and weights_BU is not None:
             scale_BU2 = torch.stack([torch.ones_like(weights_BU), weights_BU], -1)
             users_BUT2P = users_BUT2P * scale_BU2[:, :, None, :, None].to(users_BUT2P.dtype)
-        with self._condition.of(users_BUT2P):
+        each: Sequence[Tensor | None] = [None] * len(self._conditions)
+        if users_BUT2P is not None:
+            each = users_BUT2P.split(self._inner_dims, -1)
+        before = self._tell(each)
+        try:
             yield
+        finally:
+            self._tell(before)
+
+    def _tell(self, each_BUT2I: Sequence[Tensor | None]) -> list[Tensor | None]:
+        together = zip(self._conditions, each_BUT2I, strict=True)
+        return [condition.tell(users_BUT2I) for condition, users_BUT2I in together]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything but the two biases that stay at zero."""

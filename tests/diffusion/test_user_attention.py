@@ -43,6 +43,33 @@ def embeddings(users: int, seed: int = 2) -> Tensor:
     return torch.randn(users, ROWS, EMBEDDING_DIM, generator=g)
 
 
+def test_a_user_costs_a_compiled_block_one_form(unet: UNet2DConditionModel) -> None:
+    """And not one for each block: SDXL has seventy, and beyond torch's limit all go uncompiled."""
+    deep = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
+            "block_out_channels": [32], "transformer_layers_per_block": 3}  # fmt: skip
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**(config | deep)).eval()
+    adapter = UserAdapter.for_unet(unet, EMBEDDING_DIM)
+    for branch in adapter.branches:
+        torch.nn.init.normal_(branch.to_v_ip.weight, std=0.5)
+    assert len(adapter.branches) > 10
+    users = adapter.project(embeddings(B))[:, None].detach()
+    with torch.no_grad(), adapter.condition(users):
+        expected = forward(unet)
+    stats = torch._dynamo.utils.counters["stats"]
+    unet.compile_repeated_blocks(backend="eager", dynamic=False)
+    forms = []
+    for told in (None, users):
+        torch._dynamo.reset()
+        before = stats["unique_graphs"]
+        with torch.no_grad(), adapter.condition(told):
+            found = forward(unet)
+        forms.append(stats["unique_graphs"] - before)
+    torch._dynamo.reset()
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert forms[1] == forms[0] < 3
+
+
 def test_a_new_adapter_changes_nothing(unet: UNet2DConditionModel) -> None:
     base = forward(unet)
     adapter = UserAdapter.for_unet(unet, EMBEDDING_DIM)
