@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from training.blame import blame
 from training.data.readings import MOST_READ, READ_AT_ONCE
 from training.encoder_options import EncoderBits, EncoderDtype
 from training.judge_commands import judges
@@ -53,11 +54,14 @@ def prepare(
 ) -> None:
     """Compute once what training needs of a file of choices, or of a server's choices and likes:
     latents, text states, readings."""
+    from ppd_serve.errors import ReleaseError
     from training.data.choice_set import NoChoices
+    from training.data.choices import NoRows
     from training.data.sources import prepare_splits
 
     _one_source(rows, database, blobs)
-    try:
+    source = "--rows" if rows else "--database"
+    with blame(source, NoChoices, NoRows), blame("--release", ReleaseError):
         for line in prepare_splits(
             out, release, rows=rows, revision=revision, database=database, blobs=blobs,
             project=project, clip=clip, relabel_by=relabel_by, weigh_by=weigh_by,
@@ -65,9 +69,6 @@ def prepare(
             quantisation=quantisation, workers=workers,
         ):  # fmt: skip
             typer.echo(line)
-    except NoChoices as nothing:
-        source = "--rows" if rows else "--database"
-        raise typer.BadParameter(str(nothing), param_hint=source) from None
 
 
 @app.command()
@@ -137,14 +138,8 @@ def train(
     except KeyError as unknown:
         raise typer.BadParameter(str(unknown.args[0]), param_hint="--recipe") from None
     job = Job(recipe=how, data=data, release=release, out=out, work=work, device=device)
-    try:
+    with blame("--out", OtherRun), blame("--data", NoChoices), blame("--release", ReleaseError):
         finished = train_on_ray(job, workers) if workers else run(job)
-    except OtherRun as other:
-        raise typer.BadParameter(str(other), param_hint="--out") from None
-    except NoChoices as nothing:
-        raise typer.BadParameter(str(nothing), param_hint="--data") from None
-    except ReleaseError as wrong:
-        raise typer.BadParameter(str(wrong), param_hint="--release") from None
     if not finished:
         typer.echo("interrupted and saved: call again")
         raise typer.Exit(TO_BE_CONTINUED)
@@ -157,7 +152,7 @@ def evaluate(
     release: Path = DEFAULT_RELEASE,
     out: Path = Path("runs/report"),
     work: Path = WORK,
-    split: str = "test",
+    split: Annotated[Literal["dev", "test", "confirm"], typer.Option()] = "test",
     users: int = 1000,
     side_users: Annotated[int, typer.Option(help="For controls, scales, other counts.")] = 300,
     adherence_pictures: Annotated[
@@ -166,6 +161,9 @@ def evaluate(
     interpolation_pairs: Annotated[
         int, typer.Option(help="Pairs of users to draw between, 80 pictures each.")
     ] = 20,
+    against: Annotated[
+        Path | None, typer.Option(help="Another release, to draw for the same people.")
+    ] = None,
 ) -> None:
     """Judge a release on new users and held-out captions; JSON, Markdown and a contact sheet."""
     from training.evaluate.report import markdown, write_report
@@ -174,6 +172,7 @@ def evaluate(
     report, outcomes, panel = judge(
         release, split=split, users=users, side_users=side_users, work=work,
         adherence_pictures=adherence_pictures, interpolation_pairs=interpolation_pairs,
+        against=against,
     )  # fmt: skip
     write_report(report, outcomes, panel.captions, out)
     typer.echo(markdown(report))
@@ -240,16 +239,21 @@ def fit_questions(
 ) -> None:
     """Let a release ask questions of its own: fit whose answers would tell most, from choices."""
     from ppd_serve.release import load_release
-    from training.data.choices import Skipped
+    from training.data.choice_set import NoChoices
+    from training.data.choices import NoRows, Skipped
     from training.data.pickapic import PickAPic
     from training.data.served import refuse_other_space
     from training.questions import fit_questioner, ship, states_of_choices
 
     found, skipped = load_release(release), Skipped()
     refuse_other_space(found, dtype, quantisation)
+    source = PickAPic(rows, revision)
+    with blame("--rows", NoRows):
+        source.check()
     encoder = found.load_encoder(device=device, dtype=dtype, quantisation=quantisation)
-    choices = PickAPic(rows, revision).choices(skipped, users="train", least_pairs=per_user)
-    seen = states_of_choices(encoder, choices, per_user)
+    choices = source.choices(skipped, users="train", least_pairs=per_user)
+    with blame("--per-user", NoChoices):
+        seen = states_of_choices(encoder, choices, per_user)
     questioner = fit_questioner(
         found, encoder, *seen, pictures=pictures, scale=scale, device=device
     )
@@ -280,17 +284,20 @@ def fit_transform(
     """
     _one_source(rows, database, blobs)
     from ppd_serve.release import load_release
-    from training.data.choices import Skipped
+    from training.data.choice_set import NoChoices
+    from training.data.choices import NoRows, Skipped
     from training.data.sources import choices_of
     from training.transform import encoder_to_fit, fit, ship, states_of_people, told_apart
 
     how: dict[str, Any] = {"dtype": dtype, "quantisation": quantisation}
+    with blame("--rows", NoRows):
+        source = choices_of(
+            rows, revision, database, blobs, project=project, least_pairs=readings * READ_AT_ONCE
+        )
     encoder = encoder_to_fit(load_release(release), device=device, **how)
-    source = choices_of(
-        rows, revision, database, blobs, project=project, least_pairs=readings * READ_AT_ONCE
-    )
     skipped = Skipped()
-    seen = states_of_people(encoder, source(skipped, "train"), readings)
+    with blame("--readings", NoChoices):
+        seen = states_of_people(encoder, source(skipped, "train"), readings)
     transform = fit(seen, directions)
     ship(release, encoder, transform, **how)
     typer.echo(f"{len(seen)} people's choices; {skipped.report()}")

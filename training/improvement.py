@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.choice_set import Index
-from training.evaluate.statistics import clustered_mean
+from training.evaluate.statistics import Rate, clustered_mean, clustered_rate
 from training.stage import Metrics
 from training.train import Errors, PreferenceTraining
 
@@ -19,12 +19,14 @@ from training.train import Errors, PreferenceTraining
 class Improvement:
     """Of ``N`` samples: the base's terms of the loss minus the policy's, ``gain`` ``[N]``, whose
     ``user`` ``[N]`` and from which ``batch`` ``[N]`` they are. ``shares``: a batch's samples are
-    not independent. ``stats`` are the policy's, on average."""
+    not independent. ``right`` ``[N]``: whether the policy's implicit reward sides with the choice
+    (None: the objective has none). ``stats`` are the policy's, on average."""
 
     gain: NDArray[np.float64]
     user: Index
     batch: Index
     shares: bool
+    right: NDArray[np.bool_] | None
     stats: Metrics
 
     @property
@@ -40,6 +42,10 @@ class Improvement:
             return {"mean": mean, "low": None, "high": None}
         return {"mean": mean, "low": low, "high": high}
 
+    def accuracy(self) -> Rate | None:
+        """How often the implicit reward sides with a person's choice, over people."""
+        return None if self.right is None else clustered_rate(self.right, self.user)
+
 
 def improvement(run: PreferenceTraining, batches: int, *, first_step: int = 1 << 30) -> Improvement:
     """The objective on ``batches`` batches without learning, against the base's on the same draws:
@@ -47,7 +53,7 @@ def improvement(run: PreferenceTraining, batches: int, *, first_step: int = 1 <<
 
     A cross pair (RPO) counts for the user of its row, the winner's.
     """
-    gains, users, stats = [], [], []
+    gains, users, right, stats = [], [], [], []
     with torch.no_grad():
         for step in range(first_step, first_step + batches):
             samples = run.samples(step, range(run.recipe.batch))
@@ -63,12 +69,15 @@ def improvement(run: PreferenceTraining, batches: int, *, first_step: int = 1 <<
             ours, theirs = run.objective(errors, samples), run.objective(base, samples)
             gains.append((theirs.terms - ours.terms).double().cpu().numpy())
             users.append(samples.user)
+            if ours.right is not None:
+                right.append(ours.right.cpu().numpy())
             stats.append({k: float(v) for k, v in ours.stats.items()})
     return Improvement(
         gain=np.concatenate(gains),
         user=np.concatenate(users),
         batch=np.repeat(np.arange(batches), run.recipe.batch),
         shares=run.looks_across,
+        right=np.concatenate(right) if right else None,
         stats={k: float(np.mean([s[k] for s in stats])) for k in stats[0]},
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from training.blame import blame
 from training.data.readings import READ_AT_ONCE
 from training.encoder_options import EncoderBits, EncoderDtype
 from training.studio_commands import DEFAULT_RELEASE, WORK
@@ -54,6 +55,7 @@ def judge_pictures(
 ) -> None:
     """Draw for people whose choices no training saw, with and without their taste, and let
     published scorers and a VLM judge."""
+    from training.data.choices import NoRows
     from training.data.pickapic import PickAPic
     from training.evaluate.pictures import How, Judges, judge_release, named_scorers
     from training.evaluate.pictures_report import pictures_markdown, write_pictures_report
@@ -62,21 +64,20 @@ def judge_pictures(
 
     if not scorer and vlm is None:
         raise typer.BadParameter("at least one judge is needed", param_hint="--scorer or --vlm")
-    try:  # before anything is drawn
+    source = PickAPic(rows, revision)
+    with blame("--rows", NoRows):  # before anything is drawn, as the judges
+        source.check()
+    with blame("--scorer", ValueError):
         named = named_scorers(scorer or [])
         scorers = {name: load_scorer(name, place, device) for name, place in named.items()}
-    except ValueError as wrong:
-        raise typer.BadParameter(str(wrong), param_hint="--scorer") from None
     asked = None
     if vlm is not None:
-        try:
+        with blame("--vlm", ValueError):
             asked = VlmJudge.load(
                 vlm, device=device, dtype=vlm_dtype, quantisation=vlm_quantisation
             )
-        except ValueError as wrong:
-            raise typer.BadParameter(str(wrong), param_hint="--vlm") from None
     report = judge_release(
-        release, PickAPic(rows, revision), Judges(scorers, asked), out / "pictures",
+        release, source, Judges(scorers, asked), out / "pictures",
         split=split, users=users, read=read, prompts=prompts,
         how=How(device, dtype, quantisation, diffuser_dtype),
     )  # fmt: skip

@@ -18,11 +18,13 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Loss:
     """``value`` is the scalar to minimise, the mean of every sample's ``terms`` ``[B]``; ``stats``
-    are worth plotting (float scalars)."""
+    are worth plotting (float scalars). ``right`` ``[B]``: whether the policy's implicit reward
+    sides with the choice; None for an objective that has no reward."""
 
     value: Tensor
     terms: Tensor
     stats: dict[str, Tensor]
+    right: Tensor | None = None
 
 
 def _dpo_inside(m_w: Tensor, m_l: Tensor, r_w: Tensor, r_l: Tensor, beta: float) -> Tensor:
@@ -54,16 +56,17 @@ def dpo_loss(
     inside = _dpo_inside(m_w, m_l, r_w, r_l, beta)
     if pair_weight is not None:
         inside = pair_weight * inside
-    terms = -F.logsigmoid(inside)
+    terms, right = -F.logsigmoid(inside), inside.detach() > 0
     return Loss(
         terms.mean(),
         terms,
         {
-            "implicit_accuracy": (inside.detach() > 0).to(inside.dtype).mean(),
+            "implicit_accuracy": right.to(inside.dtype).mean(),
             "margin": inside.detach().mean(),
             "winner": (m_w - r_w).detach().mean(),
             "loser": (m_l - r_l).detach().mean(),
         },
+        right,
     )
 
 
@@ -113,15 +116,16 @@ def kto_loss(
     else:
         raise ValueError(f"utility: unknown value {utility!r}")
     weight = torch.where(liked.bool(), liked_weight, disliked_weight).to(gain.dtype)
-    terms = weight * (1 - h)
+    terms, right = weight * (1 - h), z.detach() > 0
     return Loss(
         terms.mean(),
         terms,
         {
             "reference_point": torch.as_tensor(reference_point, dtype=gain.dtype).detach(),
-            "implicit_accuracy": (z.detach() > 0).to(gain.dtype).mean(),
+            "implicit_accuracy": right.to(gain.dtype).mean(),
             "gain": gain.detach().mean(),
         },
+        right,
     )
 
 
@@ -150,5 +154,6 @@ def rpo_loss(
     else:
         raise ValueError(f"weight: unknown value {weight!r}")
     own = cross.diagonal().detach()
-    stats = {"implicit_accuracy": (own > 0).to(own.dtype).mean(), "margin": own.mean()}
-    return Loss(terms.mean(), terms, stats)
+    right = own > 0
+    stats = {"implicit_accuracy": right.to(own.dtype).mean(), "margin": own.mean()}
+    return Loss(terms.mean(), terms, stats, right)

@@ -20,6 +20,7 @@ from ppd_serve.preferences.pair_encoder import PairEncoder
 from ppd_serve.preferences.questions import Questioner
 from ppd_serve.release import Release, load_release, write_release
 from training.choice_prior import fit_choice_model
+from training.data.choice_set import NoChoices
 from training.data.choices import Choice
 
 FILE = "questions.safetensors"
@@ -36,7 +37,7 @@ def states_of_choices(
     """The first ``per_user`` choices of everybody who made as many: states of their pictures
     ``[pictures, hidden]``; preferred and rejected as indices into them ``[users, per_user]``.
 
-    Raises ValueError if nobody made as many.
+    Raises NoChoices if nobody made as many.
     """
     number: dict[str, int] = {}
     states: list[Array] = []
@@ -57,7 +58,7 @@ def states_of_choices(
             made[choice.user].append(pair)
     enough = np.array([pairs for pairs in made.values() if len(pairs) == per_user], np.int64)
     if not len(enough):
-        raise ValueError(f"nobody made {per_user} choices")
+        raise NoChoices(f"nobody made {per_user} choices")
     return np.stack(states), enough[..., 0], enough[..., 1]
 
 

@@ -72,6 +72,8 @@ class Recipe(BaseModel):
         if self.dropped_users and self.weights == "adapter":
             # Policy = reference for such a row and its gradient is exactly zero (PPD, point 2).
             raise ValueError("dropped_users: on a frozen backbone they only shrink the batch")
+        if self.known_until and not self.known_until[0] < self.known_until[1]:
+            raise ValueError("known_until: the second share must be the larger")
         return self
 
     @property
@@ -153,6 +155,9 @@ _OF_OTHER_WEIGHTS: dict[str, dict[str, object]] = {
     "lora": {"learning_rate": 1e-4, "optimizer": "adamw"},
     "full": {"learning_rate": 1e-5},
 }
+# Where more than the branch learns, nobody must stay somebody it knows (PPD, point 2). The paper
+# names no share; a tenth is classifier-free guidance's for prompts.
+_DROPPED_USERS = 0.1
 
 
 def recipe(
@@ -176,4 +181,6 @@ def recipe(
         made = made.model_copy(update={"sdpo_mu": 0.9})  # the paper's, at β 5000
     if (weights := changes.get("weights", made.weights)) != made.weights:
         made = made.model_copy(update=_OF_OTHER_WEIGHTS.get(str(weights), {}))
+        if made.conditioning == "user" and weights != "adapter":
+            made = made.model_copy(update={"dropped_users": _DROPPED_USERS})
     return Recipe(**(made.model_dump() | changes))

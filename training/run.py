@@ -17,9 +17,10 @@ from accelerate import PartialState
 from ppd_serve.errors import ReleaseError
 from ppd_serve.release import Release, Source, load_release, write_release
 from training import processes
-from training.data.choice_set import ChoiceSet
+from training.data.choice_set import ChoiceSet, NoChoices
 from training.data.served import refuse_other_release
 from training.data.studio import studio_set
+from training.evaluate.run import POPULATION
 from training.improvement import improvement
 from training.lineage import lineage
 from training.policy import Policy
@@ -30,6 +31,7 @@ from training.train import PreferenceTraining, stage_of
 STUDIO = "studio"  # in place of a prepared directory: the studio world
 HELD_OUT_BATCHES = (8, 240)  # at least and at most
 STOP = "stop"  # a file in ``out``: save and end after this step, whichever process sees it
+_TOLD = (OtherRun, NoChoices, ReleaseError)  # what whoever called is to be told as it is
 _DRAWS = 4  # of noise and timestep for every held-out pair, as far as that goes
 
 
@@ -99,11 +101,14 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
     batches = int(np.clip(_DRAWS * len(unseen) // how.batch, *HELD_OUT_BATCHES))
     try:
         measured = PreferenceTraining(how, unseen, policy)
-    except ValueError:  # kto: these few people liked all they saw, or nothing
+    except NoChoices:  # kto: these few people liked all they saw, or nothing
         return None
     found = improvement(measured, batches)
-    return {"improvement": found.interval(), **found.stats,
+    told = {"improvement": found.interval(), **found.stats,
             "people": found.people, "batches": batches, "batch": how.batch}  # fmt: skip
+    if (accuracy := found.accuracy()) is not None:
+        told["implicit_accuracy"] = asdict(accuracy)
+    return told
 
 
 def write_new_release(
@@ -120,6 +125,8 @@ def write_new_release(
         adapter = Source(path="adapter/ip_adapter.safetensors")
     assert adapter.path is not None
     policy.save_adapter(path / adapter.path, torch.float16)
+    # Of the old adapter's choices and steps: no control of the new one.
+    (path / adapter.path).with_name(POPULATION).unlink(missing_ok=True)
     if (questions := release.manifest.questions) and questions.path:
         (path / questions.path).unlink()
     manifest = release.manifest.model_copy(
@@ -169,7 +176,7 @@ def train_on_ray(job: Job, workers: int) -> bool:
         trainer.fit()
     except Exception as error:
         for failure in getattr(error, "worker_failures", {}).values():  # Ray Train v2's
-            if isinstance(other := getattr(failure, "_base_exc", failure), OtherRun | ReleaseError):
+            if isinstance(other := getattr(failure, "_base_exc", failure), _TOLD):
                 raise other from None
         raise
     finally:

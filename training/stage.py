@@ -99,8 +99,8 @@ class Stage:
         return [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
 
     def run(self, *, seconds: float | None = None) -> bool:
-        """Train to the end, for ``seconds``, or until SIGTERM or ``told_to_stop``; True when
-        finished. Ends with the averaged weights live. Raises Diverged, with the last good
+        """Train to the end, for ``seconds``, or until SIGTERM, Ctrl-C or ``told_to_stop``; True
+        when finished. Ends with the averaged weights live. Raises Diverged, with the last good
         checkpoint left as it was, and OtherRun if the one there has another ``lineage``."""
         self.directory.mkdir(parents=True, exist_ok=True)
         parameters = self.parameters
@@ -256,13 +256,21 @@ class _Report:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """Set by SIGTERM, while this lasts: a scheduler that takes the machine back says so first."""
+    """Set by SIGTERM, while this lasts: a scheduler that takes the machine back says so first.
+    And by the first Ctrl-C; the second one interrupts."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # Python delivers signals to the main thread only
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def ask(number: int, _: object) -> None:
+        asked.set()
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

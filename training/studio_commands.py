@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from training.blame import blame
+
 studio = typer.Typer()
 
 WORK = Path("runs/studio")
@@ -129,7 +131,7 @@ def compare(
     what: Annotated[Literal["methods", "synthetic-users", "style"], typer.Option()] = "methods",
     release: Path = DEFAULT_RELEASE,
     work: Path = WORK,
-    split: str = "test",
+    split: Annotated[Literal["dev", "test", "confirm"], typer.Option()] = "test",
     users: Annotated[int, typer.Option(help="New people; or pictures of each.")] = 200,
     seeds: Annotated[int, typer.Option(help="Training seeds of every method.")] = 3,
     steps: int = 300,
@@ -153,9 +155,8 @@ def compare(
         "style": (partial(style.compare_style, pictures=users), style.style_markdown),
     }[what]  # fmt: skip
     try:
-        report = run(release, out, work, split=split, steps=steps, bf16=bf16)
-    except OtherRun as other:
-        raise typer.BadParameter(str(other), param_hint="--out") from None
+        with blame("--out", OtherRun):
+            report = run(release, out, work, split=split, steps=steps, bf16=bf16)
     except Interrupted:
         typer.echo("interrupted and saved: call again")
         raise typer.Exit(TO_BE_CONTINUED) from None

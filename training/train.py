@@ -62,10 +62,13 @@ class PreferenceTraining:
         def of_each_place(x: Tensor) -> Tensor:
             return x.to(backbone.device).repeat_interleave(places, 0)
 
+        # In float32 at least: a halved base's bf16 has no noise level of the first timesteps, and
+        # would noise others as some other step is.
         pictures = samples.pictures.reshape(-1)
-        z = self.choices.latent(pictures).to(backbone.device, backbone.dtype)
+        z = self.choices.latent(pictures).to(backbone.device, _at_least_float32(backbone.dtype))
         t, noise = of_each_place(samples.t), of_each_place(samples.noise).to(z.dtype)
         noisy, target = self.noising.noisy(z, noise, t), self.noising.target(z, noise, t)
+        noisy = noisy.to(backbone.dtype)
         text = {k: of_each_place(s) for k, s in self.choices.states(samples.prompt).items()}
 
         def error() -> tuple[Tensor, Tensor]:
@@ -116,7 +119,7 @@ class PreferenceTraining:
 
     def conditioned(self, samples: Samples) -> AbstractContextManager[None]:
         parameter = next(self.policy.backbone.denoiser.parameters())
-        embedding = samples.embedding.to(parameter.device, parameter.dtype)
+        embedding = samples.embedding.to(parameter.device, _at_least_float32(parameter.dtype))
         return self.policy.policy(embedding.repeat_interleave(samples.pictures.shape[1], 0))
 
     def parts(self, step: int, _: Draws | None = None) -> Iterator[tuple[Tensor, Metrics]]:
@@ -179,6 +182,10 @@ def stage_of(run: PreferenceTraining, name: str, directory: Path) -> Stage:
         weight_decay=how.weight_decay, betas=how.betas, ema_decay=how.ema_decay, clip=how.clip,
         warmup=how.warmup, hold=how.hold, bf16=how.bf16,
     )  # fmt: skip
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _plain(loss: Loss) -> Metrics:

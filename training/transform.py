@@ -22,6 +22,7 @@ from ppd_serve.preferences.pair_encoder import Array
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.preferences.transform import BetweenUserTransform, fit_transform
 from ppd_serve.release import Release, load_release, write_release
+from training.data.choice_set import NoChoices
 from training.data.choices import Choice
 from training.data.readings import READ_AT_ONCE
 from training.evaluate.identification import identification
@@ -56,14 +57,14 @@ def encoder_to_fit(release: Release, **how: Any) -> Encoder:
 
 def states_of_people(encoder: Encoder, choices: Iterable[Choice], readings: int) -> Array:
     """``[people, readings, rows, hidden]``: of everybody who chose often enough, the first
-    ``readings`` times four choices. ValueError if nobody did."""
+    ``readings`` times four choices. NoChoices if nobody did."""
     states: dict[str, list[Array]] = defaultdict(list)
     for users, chunks in _batches(choices, readings):
         for user, read in zip(users, encoder.embed_all(chunks, at_once=_AT_ONCE), strict=True):
             states[user].append(read.embedding)
     enough = [np.stack(own) for own in states.values() if len(own) == readings]
     if not enough:
-        raise ValueError(f"nobody made {readings * READ_AT_ONCE} choices")
+        raise NoChoices(f"nobody made {readings * READ_AT_ONCE} choices")
     return np.stack(enough)
 
 

@@ -122,7 +122,7 @@ class UserAttnProcessor(PlainAttnProcessor):
     """Plain cross-attention, plus the user's branch.
 
     Not a module: the adapter owns the weights, so the denoiser's own state dict stays the base's.
-    Nothing in it tells one attention from another but what ``condition`` holds, or ``torch.compile``
+    Nothing in it tells one attention from another but what ``condition`` holds: ``torch.compile``
     would make a form of the same block for each.
     """
 

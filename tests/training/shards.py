@@ -13,12 +13,19 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def picture(seed: int, format: str = "JPEG", side: int = 16) -> bytes:
-    """Noise, which no two seeds share and which doesn't compress."""
+def picture(seed: int, format: str = "JPEG", side: int = 16, **options: Any) -> bytes:
+    """Noise, which no two seeds share and which doesn't compress. ``options``: Pillow's."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, format)
+    Image.fromarray(pixels).save(out, format, **options)
     return out.getvalue()
+
+
+def odd_exif() -> bytes:
+    """Says that the picture stands on its side, and beside it what Pillow cannot write again."""
+    turned = (0x0112).to_bytes(2, "little") + bytes([3, 0, 1, 0, 0, 0, 6, 0, 0, 0])
+    odd = (0x010E).to_bytes(2, "little") + bytes([12, 0, 1, 0, 0, 0, 38, 0, 0, 0])
+    return b"Exif\0\0II*\0\x08\0\0\0\x02\0" + odd + turned + bytes(4) + bytes(8)
 
 
 def row(number: int = 0, user: Any = 7, **changed: Any) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from ppd_serve.release import load_release
 from tests.tiny_release import make_tiny_release
+from tests.training.shards import row, write_shard
 from tests.training.studio import small_pool
 from training.__main__ import app
 from training.data.choice_set import ChoiceSet
@@ -148,6 +150,25 @@ def test_the_same_command_is_a_ray_train_job(tmp_path: Path, data: Path, release
         for name in ("one", "two")
     )
     assert two["mean"] == pytest.approx(one["mean"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("command", ["prepare", "fit-questions", "fit-transform", "judge-pictures"])
+def test_rows_that_are_none_are_named(tmp_path: Path, release: Path, command: str) -> None:
+    """Before anything is loaded or a set that is there is touched."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "about.json").write_text("{}")
+    lacking = write_shard(tmp_path / "rows.parquet", [row(n, jpg_1=None) for n in range(4)])
+    table = pq.read_table(lacking).drop_columns(["jpg_1"])
+    pq.write_table(table, lacking)
+    into = [] if command.startswith("fit") else ["--out", str(tmp_path)]
+    into += ["--scorer", "pickscore=nowhere"] if command.startswith("judge") else []
+    for place, said in ((lacking, "no column jpg_1"), (tmp_path / "x.jsonl", "no Parquet file")):
+        found = CliRunner().invoke(
+            app, [command, "--rows", str(place), "--release", str(release), *into]
+        )
+        assert found.exit_code == 2, found.output
+        assert said in " ".join(found.output.replace("│", " ").split())
+    assert (tmp_path / "train" / "about.json").exists()
 
 
 def test_a_wrong_word_is_named(tmp_path: Path) -> None:

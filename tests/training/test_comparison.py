@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from ppd_serve.release import load_release, write_release
@@ -140,6 +141,7 @@ def test_synthetic_users_want_one_thing_each(release: Path, work: Path, tmp_path
     assert set(report["gains"]) == {"sft", "dpo", "ppd"}
     assert report["between"]["pairs"] == 4
     assert "| warmth |" in synthetic_markdown(report)
+    assert (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.slow
@@ -153,6 +155,8 @@ def test_one_style_for_everybody(release: Path, work: Path, tmp_path: Path) -> N
     right = np.load(tmp_path / "dpo" / "panel.npz")["content"][:, PARTS.index("subject")]
     assert report["subject_right"]["dpo"] == right.mean()
     assert "| rpo-inside |" in style_markdown(report)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 128 and sheet.height > 8 * 128
 
 
 def test_a_painted_style_is_near_itself() -> None:

@@ -22,7 +22,7 @@ def test_every_figure_is_taken_and_told(tmp_path: Path, monkeypatch: pytest.Monk
 
     report, outcomes, panel = evaluate(
         RELEASE, split="dev", users=4, side_users=2, work=tmp_path, pairs=(1,), scales=(0.0,),
-        pool_size=120, adherence_pictures=6, interpolation_pairs=1,
+        pool_size=120, adherence_pictures=6, interpolation_pairs=1, against=RELEASE,
     )  # fmt: skip
     write_report(report, outcomes, panel.captions, tmp_path / "report")
 
@@ -39,9 +39,14 @@ def test_every_figure_is_taken_and_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert report["interpolation"]["pairs"] == 1
     assert len(report["interpolation"]["mean_reward"]) == 5
     assert report["artefacts"]["base"] > 0
+    itself = report["against"]  # draws the same pictures
+    assert itself["beaten"]["value"] == 0.5 and itself["minus"]["value"] == 0
+    assert itself["release"].startswith("studio ")
     page = (tmp_path / "report" / "report.md").read_text()
-    for told in ("adherence, personal", "users found again", "artefact score", "between two users",
-                 "personal minus population", "share of the true-taste gain"):  # fmt: skip
+    for told in (
+        "adherence, personal", "users found again", "artefact score", "between two users",
+        "personal minus population", "share of the true-taste gain", "against studio",
+    ):  # fmt: skip
         assert told in page, told
     assert json.loads((tmp_path / "report" / "report.json").read_text())["users"] == 4
     assert (tmp_path / "report" / "sheet.png").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from ppd_serve.release import Source, write_release
 from tests.tiny_release import EMBEDDING_DIM, EMBEDDING_ROWS, make_tiny_release
+from training.evaluate.run import POPULATION
 from training.policy import Policy
 from training.recipes import Recipe
 from training.run import Job, write_new_release
@@ -33,3 +34,20 @@ def test_training_puts_it_in_its_usual_place(tmp_path: Path, before: Source | No
     trained.check()
     assert trained.manifest.adapter == Source(path="adapter/ip_adapter.safetensors")
     assert trained.load_adapter(trained.load_backbone()) is not None
+
+
+def test_a_control_of_the_old_adapter_does_not_stay(tmp_path: Path) -> None:
+    """Trained on other choices for other steps, "personal minus population" would say nothing."""
+    release = make_tiny_release(tmp_path / "before")
+    old = release.path / "adapter" / POPULATION
+    shutil.copy(release.path / "adapter" / "ip_adapter.safetensors", old)
+    release = write_release(release.path, release.manifest)
+    policy = Policy(
+        release.load_backbone(), weights="adapter", conditioning="user",
+        embedding_shape=(EMBEDDING_ROWS, EMBEDDING_DIM),
+    )  # fmt: skip
+    how = Recipe(objective="dpo", conditioning="user")
+    job = Job(how, "studio", release.path, tmp_path / "out", tmp_path / "work")
+    trained = write_new_release(release, job, policy, None)
+    trained.check()
+    assert old.exists() and not (trained.path / "adapter" / POPULATION).exists()

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.tiny_release import make_tiny_release
 from tests.training.planted import planted_backbone, planted_choices
 from tests.training.test_train import OBJECTIVES, recipe, training
+from training.evaluate.implicit import implicit_accuracy
 from training.evaluate.statistics import clustered_mean
 from training.improvement import improvement
 from training.recipes import Objective
 from training.run import Job, held_out
-from training.train import PreferenceTraining
+from training.train import Errors, PreferenceTraining
 
 
 def test_an_interval_over_people_is_as_wide_as_people_differ() -> None:
@@ -61,11 +63,29 @@ def test_two_people_who_differ_leave_it_open_between_them(
     assert found is not None and found["people"] == 2
 
     gains = improvement(PreferenceTraining(run.recipe, unseen, run.policy), found["batches"])
+    if objective == "sft":
+        assert gains.right is None and "implicit_accuracy" not in found
+    else:
+        right, told = gains.right, found["implicit_accuracy"]
+        shares = [right[gains.user == user].mean() for user in (0, 1)]
+        assert told["value"] == pytest.approx(right.mean()) and told["count"] == len(right)
+        assert told["low"] == pytest.approx(min(shares)) != told["high"]
     each = [gains.gain[gains.user == user].mean() for user in (0, 1)]
     interval = found["improvement"]
     assert interval["mean"] == pytest.approx(gains.gain.mean())
     assert interval["low"] <= min(each) + 1e-9 and max(each) - 1e-9 <= interval["high"]
     assert max(each) > min(each)
+
+
+@pytest.mark.parametrize(("better", "expected"), [(-0.1, 1.0), (0.1, 0.0)])
+def test_the_gate_counts_who_is_sided_with(better: float, expected: float) -> None:
+    """``better``: the policy's error on the preferred, less the base's."""
+    run = training(recipe("dpo", "user"))
+    r = torch.rand(8, 2)
+    errors = Errors(r + torch.tensor([better, 0.0]), r, torch.ones(8))
+    run.errors = lambda samples: errors  # type: ignore[method-assign]
+    found = implicit_accuracy(run, pairs=24, draws=2)
+    assert (found.value, found.count) == (expected, 24) and found.low < found.high
 
 
 def test_of_one_person_there_is_no_interval(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, Value
 
 from tests.training.shards import picture, row, write_shard
 from tests.training.studio import small_pool
-from training.data.choices import Choice, Skipped, choice_of
+from training.data.choices import Choice, NoRows, Skipped, choice_of
 from training.data.pickapic import PickAPic
 from training.data.pool import PairSampler
 from training.data.readings import MOST_READ, split_of
@@ -109,7 +109,7 @@ def test_a_torn_file_among_others_is_counted(tmp_path: Path) -> None:
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     rows = [{k: v for k, v in row(n).items() if k != column} for n in range(4)]
     path = write_shard(tmp_path / "rows.parquet", rows)
-    with pytest.raises(ValueError, match=f"no column {column}$"):
+    with pytest.raises(NoRows, match=f"no column {column}$"):
         read(path)
 
 
@@ -151,10 +151,14 @@ def test_a_directory_is_read_as_a_repository_of_the_hub(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing"):
-        read(tmp_path / "missing.parquet")
-    with pytest.raises(FileNotFoundError, match="missing"):
-        read([tmp_path / "missing.parquet"])
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"user_id": "1"}\n')
+    (tmp_path / "empty").mkdir()
+    missing = tmp_path / "missing.parquet"
+    for source in (missing, [missing], "nobody/missing", lines, tmp_path / "empty"):
+        place = source[0] if isinstance(source, list) else source
+        with pytest.raises(NoRows, match=f"{place}.*no Parquet file is found here"):
+            read(source)
 
 
 def test_people_with_few_pairs_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from ppd_serve.errors import ReleaseError
@@ -16,13 +18,14 @@ from ppd_serve.release import Release, write_release
 from ppd_serve.storage.store import NewImage, NewPair
 from tests.storage.places import Place
 from tests.tiny_release import make_tiny_release
-from tests.training.shards import picture, row
+from tests.training.shards import odd_exif, picture, row
 from training.__main__ import app
 from training.data.choice_set import ChoiceSet
 from training.data.choices import Skipped, choice_of
 from training.data.closeness import unit
 from training.data.prepare import _text, prepare
 from training.data.readings import split_of
+from training.data.relabel import scored
 from training.data.sources import choices_of
 
 CHOICES = [choice_of(row(number)) for number in range(4)]  # of one person: one reading
@@ -61,6 +64,23 @@ def test_readings_are_what_the_server_would_read(release: Release, tmp_path: Pat
     served = release.load_encoder(dtype="bfloat16").embed(pairs).embedding
     np.testing.assert_allclose(found.readings[0], served, atol=1e-5)
     assert np.abs(found.readings[0] - release.load_encoder().embed(pairs).embedding).max() > 1e-4
+
+
+def test_what_a_camera_wrote_beside_a_picture_is_never_fatal(
+    release: Release, tmp_path: Path
+) -> None:
+    """Pillow turns a picture by its EXIF and writes that again, at which some raise."""
+    odd, plain = picture(3, exif=odd_exif()), picture(3)
+    with pytest.raises(Exception):  # noqa: B017 - of whatever kind
+        ImageOps.exif_transpose(Image.open(io.BytesIO(odd)))
+    rows = [row(n, jpg_1=side) for n, side in enumerate((odd, plain))]
+    choices = [choice_of({**one, "image_1_uid": None}) for one in rows]
+    found = prepare(choices, release, tmp_path, dtype="bfloat16")
+    assert len(found.latents) == 4
+    np.testing.assert_array_equal(*found.latents[found.rejected])
+    seen: list[Image.Image] = []
+    scorer = lambda _, pictures: seen.extend(pictures) or np.arange(len(pictures))  # noqa: E731
+    assert len(list(scored(choices, scorer, Skipped(kept=2)))) == 2 and len(seen) == 4
 
 
 def test_prompts_are_mapped_and_kept_once(release: Release, tmp_path: Path) -> None:

@@ -68,13 +68,14 @@ def test_killed_in_the_middle_and_resumed_has_the_same_weights(
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_asked_to_stop_it_saves_first(tmp_path: Path, number: signal.Signals) -> None:
     process = started(tmp_path, "dpo", "8", "100000", "0.5")
     deadline = time.monotonic() + LIMIT_S
     while not _steps_done(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline, "never saved a step"
     before = _steps_done(tmp_path)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     said = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0 and "stopped" in said
     assert before <= _steps_done(tmp_path) < 100_000

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ppd_serve.preferences.pair_encoder import open_picture
 from tests.training.shards import row
 from training.data.choices import Choice, Skipped, choice_of
-from training.data.relabel import relabel, rgb, scored
+from training.data.relabel import relabel, scored
 
 CHOICES = [choice_of(row(n, user=n % 3)) for n in range(40)]
 
@@ -23,7 +24,7 @@ def redness(prompts: Sequence[str], pictures: Sequence[Image.Image]) -> list[flo
 def red(data_id: str) -> float:
     sides = {c.preferred_id: c.preferred for c in CHOICES}
     sides |= {c.rejected_id: c.rejected for c in CHOICES}
-    return redness([""], [rgb(sides[data_id])])[0]
+    return redness([""], [open_picture(sides[data_id])])[0]
 
 
 def test_the_higher_score_wins() -> None:

@@ -59,6 +59,54 @@ def test_what_is_trained_is_float32_beside_a_halved_base(conditioning: Condition
     assert {parameter.dtype for parameter in named(policy).values()} == {torch.float32}
 
 
+def test_a_halved_base_is_noised_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 the first timesteps have no noise at all, and others that of some other step."""
+    backbone, choices = planted_backbone(torch.bfloat16), planted_choices(planted_backbone())
+    policy = Policy(
+        backbone, weights="adapter", conditioning="user", embedding_shape=choices.embedding_shape
+    )
+    run = PreferenceTraining(recipe("dpo", "user"), choices, policy)
+    samples = dataclasses.replace(run.samples(0, range(8)), t=torch.arange(8))
+    shown: list[torch.Tensor] = []
+    denoise, conditions = backbone.denoise, []
+
+    def watched(x: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+        shown.append(x)
+        return denoise(x, t, text)
+
+    project = policy.adapter.project  # type: ignore[union-attr]
+    monkeypatch.setattr(backbone, "denoise", watched)
+    monkeypatch.setattr(policy.adapter, "project", lambda e: conditions.append(e) or project(e))
+    errors = run.conditioned_errors(samples)
+    schedule = DDPMScheduler.from_config(backbone.scheduler_config)
+    assert schedule.config.prediction_type == "v_prediction"
+    z = choices.latent(samples.pictures.reshape(-1))
+    noise, t = samples.noise.repeat_interleave(2, 0), samples.t.repeat_interleave(2, 0)
+    for x in shown:
+        assert x.dtype == torch.bfloat16
+        assert torch.equal(x, schedule.add_noise(z, noise, t).bfloat16())
+    assert torch.equal(conditions[0], samples.embedding.repeat_interleave(2, 0))
+    text = {k: v.repeat_interleave(2, 0) for k, v in choices.states(samples.prompt).items()}
+    with torch.no_grad(), policy.reference():
+        off = denoise(shown[1], t, text).float() - schedule.get_velocity(z, noise, t)
+    assert torch.equal(errors.r, off.square().flatten(1).mean(1).view(-1, 2))
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_where_more_than_the_branch_learns_users_are_dropped(weights: Weights) -> None:
+    """So that nobody stays nobody to it."""
+    assert named_recipe("studio-ppd", weights=weights).dropped_users == 0.1
+    assert named_recipe("studio-dpo", weights=weights).dropped_users == 0
+    assert named_recipe("pickapic-sdxl-dpo", None, "user").dropped_users == 0  # the branch alone
+    run = training(recipe("dpo", "user", weights=weights, dropped_users=0.3))
+    embedding = run.samples(0, range(200)).embedding
+    dropped = (embedding == 0).flatten(1).all(1)
+    assert 0.2 < dropped.float().mean() < 0.4
+    kept = training(recipe("dpo", "user", weights=weights)).samples(0, range(200)).embedding
+    assert torch.equal(embedding[~dropped], kept[~dropped])
+    assert not (kept == 0).flatten(1).all(1).any()
+
+
 def named(policy: Policy) -> dict[str, torch.nn.Parameter]:
     return {
         f"{part}.{name}": parameter
@@ -318,3 +366,5 @@ def test_every_recipe_is_whole() -> None:
         named_recipe("studio")
     with pytest.raises(ValueError, match="dropped_users"):
         named_recipe("studio-ppd", dropped_users=0.1)
+    with pytest.raises(ValueError, match="known_until"):
+        named_recipe("studio-ppd", known_until=(0.5, 0.5))

@@ -15,8 +15,9 @@ import numpy as np
 
 from ppd_serve.preferences.encoder import CHUNK
 from ppd_serve.release import Release, load_release
-from training.comparison.runs import begin, outcome, trained
+from training.comparison.runs import begin, outcome, trained, write_sheet
 from training.data.fingerprint import FROZEN
+from training.data.world import CAPTIONS
 from training.evaluate.adherence import content_table
 from training.evaluate.content import load_judge
 from training.evaluate.run import POOL_SIZE, one
@@ -97,6 +98,8 @@ def compare_methods(
                     "panel", job.out, release, panel, judge, adapter=trained(job), users=one(fed)
                 )
             )
+    first = {name: found[0] for name, found in drawn.items()}  # of the first seed
+    write_sheet(out, {"base": base} | first, [str(CAPTIONS[c]) for c in panel.captions])
     return {
         "release": f"{release.name} {release.version}", "world": FROZEN, "split": split,
         "users": users, "seeds": seeds, "steps": steps,

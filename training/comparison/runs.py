@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ppd_serve.diffusion.engine import Engine
 from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.release import Release, load_release
+from training.contact_sheet import Row, grid, stack
 from training.data.fingerprint import FROZEN
 from training.evaluate.content import ContentJudge
 from training.evaluate.studio import Array, Outcome, Panel, draw, judged, requests
@@ -24,6 +26,7 @@ from training.stage import OtherRun
 
 SCALE = 1.0  # the branch as it was trained; a release chooses its own on dev users
 _SHOWN = 12  # pictures kept to be looked at
+_ROWS = 8  # of a contact sheet
 
 
 class Interrupted(Exception):
@@ -102,3 +105,12 @@ def outcome(
         draft.rename(kept)
     stored = np.load(kept)
     return Outcome(*(stored[key] for key in ("images", "scores", "reward", "content")))
+
+
+def write_sheet(out: Path, drawn: Mapping[str, Outcome], labels: Sequence[str]) -> None:
+    """``out/sheet.png``: the first pictures of each, one column beside another."""
+    rows = [
+        Row(label, [Image.fromarray(found.images[k]) for found in drawn.values()])
+        for k, label in enumerate(labels[:_ROWS])
+    ]
+    stack([grid(list(drawn), rows, side=128)]).save(out / "sheet.png")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ppd_serve.release import Release, load_release
 from training.autoencoder import to_input
-from training.comparison.runs import begin, outcome, trained
+from training.comparison.runs import begin, outcome, trained, write_sheet
 from training.data.choice_set import ChoiceSet
 from training.data.closeness import unit
 from training.data.fingerprint import FROZEN
@@ -107,6 +107,7 @@ def compare_style(
         found[name] = outcome(
             "panel", job.out, release, panel, judge, adapter=trained(job), users=everybody
         )
+    write_sheet(out, found, [str(CAPTIONS[c]) for c in panel.captions])
     return {
         "release": f"{release.name} {release.version}", "world": FROZEN, "split": split,
         "pictures": pictures, "steps": steps, "seed": seed, "style": STYLE,

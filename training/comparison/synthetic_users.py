@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppd_serve.release import Release, load_release
-from training.comparison.runs import begin, outcome, trained
+from training.comparison.runs import begin, outcome, trained, write_sheet
 from training.data.choice_set import ChoiceSet
 from training.data.fingerprint import FROZEN
 from training.data.pool import PairSampler, load_pool
@@ -88,7 +88,7 @@ def compare_synthetic_users(
     panel = replace(panel_of(work, split, len(tastes), pool_size), tastes=tastes)
     own, constant = their_embeddings(release), np.ones_like(their_embeddings(release))
     base = outcome("base", out, release, panel, judge)
-    found, between = {}, {}
+    found, between, shown = {}, {}, {"base": base}
     for name, (objective, conditioning) in ARMS.items():
         how = recipe(f"studio-{name}", steps=steps, seed=seed, bf16=bf16, known_until=None)
         assert (how.objective, how.conditioning) == (objective, conditioning)
@@ -96,13 +96,14 @@ def compare_synthetic_users(
         fed, adapter = own if conditioning == "user" else constant, trained(job)
         users = one(np.tile(fed, (pictures, 1, 1)))
         drawn = outcome("panel", job.out, release, panel, judge, adapter=adapter, users=users)
-        found[name] = gains(drawn, base, panel)
+        found[name], shown[name] = gains(drawn, base, panel), drawn
         if conditioning == "user":
             wanted = blends(panel[: len(AXES)], fed, len(AXES) // 2, _BLENDS)
             middle = outcome("between", job.out, release, wanted.panel, judge, adapter=adapter,
                              users=wanted.users)  # fmt: skip
             others = panel.tastes[wanted.second].reward(middle.scores)
             between = interpolation(wanted, middle.reward, others)
+    write_sheet(out, shown, [f"more {axis}" for axis in AXES])  # the panel begins with each user
     return {
         "release": f"{release.name} {release.version}", "world": FROZEN, "split": split,
         "pictures": pictures, "steps": steps, "seed": seed, "gains": found, "between": between,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.data.closeness import unit
+from training.data.closeness import pair_distance, unit
 
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -131,8 +131,7 @@ class ChoiceSet:
             prompt = unit(self.text["states"][prompts].reshape(len(prompts), -1))
         w = self.picture_features[self.preferred[pairs]]
         x = self.picture_features[self.rejected[pairs]]
-        cosine = (prompt @ prompt.T + w @ x.T) / 2
-        return torch.from_numpy(1 - cosine.astype(np.float32))
+        return torch.from_numpy(pair_distance(prompt, w, x))
 
     def save(self, directory: Path) -> None:
         """Write the arrays, and leave none of a set that was here before."""

@@ -39,6 +39,10 @@ Reason = Literal[
 ]
 
 
+class NoRows(ValueError):
+    """A source of choices is not there, or is no table of them; the message names it."""
+
+
 class NoChoice(Exception):
     """This row tells of no choice, for this reason."""
 

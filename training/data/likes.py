@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.data.choice_set import ChoiceSet, Index
+from training.data.choice_set import ChoiceSet, Index, NoChoices
 
 # γ of the paper: the share of liked pictures among those drawn.
 LIKED_SHARE = 0.8
@@ -79,7 +79,7 @@ def has_reading(likes: Likes, choices: ChoiceSet) -> NDArray[np.bool_]:
 class LikeSampler:
     """Draws places in ``liked`` ``[N]``, with replacement: a liked one with chance ``share``.
 
-    Raises ``ValueError`` if what ``share`` asks for isn't there.
+    Raises NoChoices if what ``share`` asks for isn't there.
     """
 
     def __init__(self, liked: ArrayLike, share: float = LIKED_SHARE) -> None:
@@ -89,7 +89,7 @@ class LikeSampler:
         self._places = np.argsort(~liked, kind="stable")  # the liked ones first
         self._liked, self._share = int(liked.sum()), share
         if (share > 0 and not liked.any()) or (share < 1 and liked.all()):
-            raise ValueError(
+            raise NoChoices(
                 f"liked: {self._liked} of {len(liked)} pictures were; it needs such and others"
             )
 

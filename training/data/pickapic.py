@@ -18,6 +18,7 @@ from typing import Any
 from training.data.choices import (
     Choice,
     NoChoice,
+    NoRows,
     Skipped,
     choice_of,
     first_won,
@@ -48,6 +49,10 @@ class PickAPic:
     revision: str | None = None
     split: str = "train"
 
+    def check(self) -> None:
+        """Raises NoRows for a source that is not there, is no Parquet or lacks a column."""
+        self._columns()
+
     def choices(
         self,
         skipped: Skipped,
@@ -63,8 +68,7 @@ class PickAPic:
         know no users. most_pairs: no more than this many of one person.
 
         A person whose pictures turn out to be broken may end with fewer pairs after all: that is
-        for ``enough`` to see. Raises ``ValueError`` naming the columns that are missing,
-        ``FileNotFoundError`` for a source that is not there.
+        for ``enough`` to see. Raises NoRows like ``check``.
         """
         few = self._users_with_less(least_pairs, users) if least_pairs > 1 else frozenset()
         skipped.users += len(few)
@@ -111,9 +115,7 @@ class PickAPic:
         import pyarrow as pa
         from datasets import Features
 
-        present = self._load(on_bad_files="skip").features
-        if missing := sorted({*NEEDED, *PICTURES} - set(present)):
-            raise ValueError(f"{self.source}: no column {', '.join(missing)}")
+        present = self._columns()
         types = Features({n: _tolerant(n, present[n]) for n in wanted if n in present})
         rows = self._load(columns=list(types), features=types, batch_size=_ROWS_AT_ONCE)
         # A local read error is a torn file; from afar it is the network, and nothing to go past.
@@ -124,6 +126,16 @@ class PickAPic:
             except unreadable as error:
                 log.warning("%s, file %d of %d: %s", self.source, file, rows.num_shards, error)
                 skipped.reasons["unreadable file"] += 1
+
+    def _columns(self) -> dict[str, Any]:
+        """The types of the source's columns, by name."""
+        try:
+            present = self._load(on_bad_files="skip").features
+        except (OSError, ValueError, TypeError) as error:
+            raise NoRows(f"{self.source}: no Parquet file is found here ({error})") from None
+        if missing := sorted({*NEEDED, *PICTURES} - set(present)):
+            raise NoRows(f"{self.source}: no column {', '.join(missing)}")
+        return dict(present)
 
     def _load(self, **options: Any) -> Any:
         from datasets import load_dataset

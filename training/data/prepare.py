@@ -6,7 +6,6 @@ pairs go through its VLM as a Ray Data job, on as many workers as there are.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from ppd_serve.diffusion.backbone import Backbone
+from ppd_serve.preferences.pair_encoder import open_picture
 from ppd_serve.preferences.quantisation import Quantisation
 from ppd_serve.release import Release
 from training.data.choice_set import ABOUT, ChoiceSet, NoChoices
@@ -168,9 +168,8 @@ class _Streamed:
     def _picture(self, name: str, data: bytes) -> int:
         if name not in self.pictures:
             self.pictures[name] = len(self.pictures)
-            image: Image.Image = Image.open(io.BytesIO(data))
-            image = ImageOps.exif_transpose(image).convert("RGB")
-            self._waiting.append(ImageOps.fit(image, self.size, Image.Resampling.LANCZOS))
+            fitted = ImageOps.fit(open_picture(data), self.size, Image.Resampling.LANCZOS)
+            self._waiting.append(fitted)
             if len(self._waiting) == _AT_ONCE:
                 self._encode()
         return self.pictures[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ppd_serve.preferences.pair_encoder import open_picture
 from training.data.choices import Choice, Skipped
 
 _PAIRS_AT_ONCE = 16
@@ -33,7 +33,8 @@ def scored(choices: Iterable[Choice], scorer: Scorer, skipped: Skipped) -> Itera
     choices = iter(choices)
     while some := list(islice(choices, _PAIRS_AT_ONCE)):
         prompts = [choice.prompt for choice in some for _ in range(2)]
-        pictures = [rgb(data) for choice in some for data in (choice.preferred, choice.rejected)]
+        encoded = [data for choice in some for data in (choice.preferred, choice.rejected)]
+        pictures = [open_picture(data) for data in encoded]
         scores = np.asarray(scorer(prompts, pictures), np.float64)
         if scores.shape != (len(pictures),):
             raise ValueError(f"scorer: {len(pictures)} pictures got scores {list(scores.shape)}")
@@ -66,9 +67,3 @@ def turned(choice: Choice) -> Choice:
         rejected_id=choice.preferred_id,
         scores=choice.scores and choice.scores[::-1],
     )
-
-
-def rgb(data: bytes) -> Image.Image:
-    """Decoded pixels of a checked picture."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")

@@ -35,7 +35,10 @@ def choices_of(
 ) -> Callable[[Skipped, Split], Iterator[Choice]]:
     """The choices of a split's people, from a file or the hub (``rows``), or else from a server's
     ``project``; a ``scorer`` chooses in their place, a ``weigher`` leaves its ``scores``. Of one
-    person ``most_pairs`` at most, and none where less than ``least_pairs`` are left."""
+    person ``most_pairs`` at most, and none where less than ``least_pairs`` are left. NoRows for a
+    file that is not there or lacks a column."""
+    if rows is not None:
+        PickAPic(rows, revision).check()
 
     def told(skipped: Skipped, users: Split) -> Iterator[Choice]:
         if rows is not None:

@@ -36,7 +36,7 @@ from training.data.pool import PairSampler, Pool, load_pool
 from training.data.users import people
 from training.evaluate.run import CONTROLS, POOL_SIZE, StudioReport, one
 from training.evaluate.statistics import bootstrap_mean, win_rate
-from training.evaluate.studio import embeddings
+from training.evaluate.studio import embeddings, panel_of
 from training.evaluate.summary import compared
 from training.questions import measure_response
 
@@ -112,7 +112,7 @@ def judge_day_one(
 ) -> dict[str, Any]:
     """``pictures`` are drawn to learn how features answer to embeddings."""
     release = load_release(directory)
-    run = StudioReport(release, split, users, users, work, pool_size)
+    run = StudioReport(release, panel_of(work, split, users, pool_size))
     panel, encoder = run.panel, run.encoder
     as_embedding = load_file(release.path / "adapter" / CONTROLS)["taste_to_embedding"]
     known = taste_features(panel.tastes) @ as_embedding

@@ -103,6 +103,14 @@ def _artefacts(found: dict[str, Any]) -> str:
     )
 
 
+def _against(found: dict[str, Any]) -> str:
+    return (
+        f"- against {found['release']} for the same people at the same seeds: beats it in "
+        f"{_rate(found['beaten'])} %, wins over the base {_points(found['minus'])} more, content "
+        f"{_points(found['content']['mean']['difference'])}"
+    )
+
+
 def _interpolation(found: dict[str, Any]) -> str:
     (median, low, high), curve = found["spearman"], found["mean_reward"]
     steps = ", ".join(
@@ -125,6 +133,7 @@ _TOLD = {
     "identification": _identification,
     "artefacts": _artefacts,
     "interpolation": _interpolation,
+    "against": _against,
 }
 
 

@@ -24,6 +24,7 @@ from training.evaluate.adherence import content_table, further_rounds
 from training.evaluate.content import load_judge
 from training.evaluate.identification import identification
 from training.evaluate.interpolation import blends, interpolation
+from training.evaluate.statistics import win_rate
 from training.evaluate.studio import (
     Array,
     Outcome,
@@ -36,7 +37,7 @@ from training.evaluate.studio import (
     reading_encoder,
     requests,
 )
-from training.evaluate.summary import compared, summarise
+from training.evaluate.summary import compared, lead, summarise
 
 POOL_SIZE = 2000
 CONTROLS = "controls.safetensors"  # where a taste known exactly lies in the embedding space
@@ -48,17 +49,10 @@ Users = Sequence[Sequence[tuple[Array, float]]]
 
 
 class StudioReport:
-    """Draws the panel under one condition after another and keeps what came out."""
+    """Draws the panel under one condition after another and keeps what came out; some conditions
+    for its first ``side_users`` alone."""
 
-    def __init__(
-        self,
-        release: Release,
-        split: str,
-        users: int,
-        side_users: int,
-        work: Path,
-        pool_size: int = POOL_SIZE,
-    ) -> None:
+    def __init__(self, release: Release, panel: Panel, side_users: int = 0) -> None:
         if fingerprint() != FROZEN:
             raise SystemExit(
                 "the studio world has changed since it was frozen: no figure would count"
@@ -71,8 +65,7 @@ class StudioReport:
         ).start()  # fmt: skip
         self.encoder = reading_encoder(release)
         self.judge = load_judge()
-        self.panel = panel_of(work, split, users, pool_size)
-        self.side = self.panel[: min(side_users, users)]
+        self.panel, self.side = panel, panel[:side_users]
         self.outcomes: dict[str, Outcome] = {}
 
     def drawn(self, name: str, panel: Panel, users: Users | None, **chosen: float) -> Outcome:
@@ -96,14 +89,16 @@ def evaluate(
     full: bool = True,
     adherence_pictures: int = 0,
     interpolation_pairs: int = 0,
+    against: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Outcome], Panel]:
     """The report's figures, the pictures behind them and who they were drawn for.
 
     ``adherence_pictures`` of the base and as many personal ones, the panel's own among them, say
-    what taste costs in content; 0: the panel's alone.
+    what taste costs in content; 0: the panel's alone. ``against``: another release, that reads the
+    same people's choices and draws for them at the same seeds.
     """
     release = load_release(directory)
-    run = StudioReport(release, split, users, side_users, work, pool_size)
+    run = StudioReport(release, panel_of(work, split, users, pool_size), side_users)
     four = embeddings(run.encoder, run.panel, CHUNK)
     run.condition("base", run.panel, None)
     run.condition("personal", run.panel, one(four))
@@ -116,6 +111,8 @@ def evaluate(
     if interpolation_pairs:
         extra["interpolation"] = between_users(run, four, interpolation_pairs)
     run.engine.stop()
+    if against is not None:
+        extra["against"] = compared_with(against, run)
     report = {
         "release": {"name": release.name, "version": release.version},
         "embedding_space": release.embedding_space,
@@ -136,7 +133,8 @@ def side_conditions(
         run.condition(f"scale {scale:g}", side, one(four[: len(side)]), preference_scale=scale)
     controls = load_file(run.release.path / "adapter" / CONTROLS)
     as_embedding = controls["taste_to_embedding"]
-    population_condition(run, side)
+    if (run.release.path / "adapter" / POPULATION).exists():
+        population_condition(run, side)
     for name, tastes in (("true taste", side.tastes), ("Bayes, 4 pairs", bayes_mean(side, 4))):
         run.condition(name, side, one((taste_features(tastes) @ as_embedding)[:, None]))
 
@@ -150,6 +148,22 @@ def population_condition(run: StudioReport, panel: Panel) -> None:
     run.condition("population", panel, one(np.stack([constant] * len(panel))))
     run.engine.stop()
     run.engine = personal
+
+
+def compared_with(other: Path, run: StudioReport) -> dict[str, Any]:
+    """How often the run's personal pictures beat those of another release, and how much more often
+    they win over the run's own base."""
+    panel, personal, base = run.panel, run.outcomes["personal"], run.outcomes["base"]
+    theirs = StudioReport(load_release(other), panel)
+    four = embeddings(theirs.encoder, panel, CHUNK)
+    drawn = theirs.drawn("personal, the other release", panel, one(four))
+    theirs.engine.stop()
+    return {
+        "release": f"{theirs.release.name} {theirs.release.version}",
+        "beaten": asdict(win_rate(personal.reward, drawn.reward)),
+        "minus": lead(personal, drawn, base),
+        "content": content_table(personal.content, drawn.content, np.arange(len(panel))),
+    }
 
 
 def adherence(run: StudioReport, four: Array, pictures: int) -> dict[str, Any]:
@@ -196,7 +210,7 @@ def sweep_scales(
     pool_size: int = POOL_SIZE,
 ) -> dict[str, dict[str, Any]]:
     """Dev users at each ``preference_scale``: what the release's default is chosen by."""
-    run = StudioReport(load_release(directory), "dev", users, users, work, pool_size)
+    run = StudioReport(load_release(directory), panel_of(work, "dev", users, pool_size))
     four = embeddings(run.encoder, run.panel, CHUNK)
     run.condition("base", run.panel, None)
     for scale in scales:
