@@ -7,6 +7,7 @@ A comment before each block says how it is checked:
 - ``readme: make``    the targets exist and make can plan them. Running them here would be a circle:
   ``make test`` is what runs this test, and the others start from the same set-up.
 - ``readme: short``   run in the README's order, with two training steps in place of many;
+- ``readme: file``    run beside lines of JSON; what it writes is read as training reads it;
 - ``readme: options`` a training command that would take hours: it exists and has these options
   (tests/training/test_bootstrap.py runs them all on a tiny budget);
 - ``readme: hub``     needs the hub and a GPU: it has these options (test_production_commands.py),
@@ -15,6 +16,7 @@ A comment before each block says how it is checked:
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -26,9 +28,12 @@ from pathlib import Path
 import httpx
 import pytest
 import typer
+from PIL import Image
 
 from ppd_serve.release import load_release
 from training.__main__ import app
+from training.data.choices import Skipped
+from training.data.pickapic import PickAPic
 from training.local_server import local_server
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +78,7 @@ def execute(block: Block, where: Path, url: str = URL) -> str:
 
 
 def test_every_block_says_how_it_is_checked():
-    kinds = {"run", "server", "make", "short", "options", "hub"}
+    kinds = {"run", "server", "make", "short", "options", "hub", "file"}
     assert [str(block) for block in BLOCKS if block.check not in kinds] == []
     assert {block.check for block in BLOCKS} == kinds
 
@@ -119,6 +124,23 @@ def test_links_lead_somewhere():
     shown = re.sub(r"<!--.*?-->", "", README, flags=re.DOTALL)
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", shown)
     assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("block", checked("file"), ids=str)
+def test_lines_of_json_become_a_file_of_choices(block: Block, tmp_path: Path):
+    lines = []
+    for number in range(4):
+        for side, name in enumerate(("liked", "other")):
+            Image.new("RGB", (8, 8), (number, side, 0)).save(tmp_path / f"{name}{number}.png")
+        told = {"user": "ann", "prompt": f"a boat, {number}", "liked": f"liked{number}.png"}
+        lines.append(json.dumps(told | {"other": f"other{number}.png"}))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    execute(block, tmp_path)
+    skipped = Skipped()
+    found = list(PickAPic(tmp_path / "mine.parquet").choices(skipped))
+    assert [choice.prompt for choice in found] == [f"a boat, {number}" for number in range(4)]
+    assert found[2].preferred == (tmp_path / "liked2.png").read_bytes()
+    assert found[2].user == "ann" and not skipped.reasons
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ppd_serve.errors import ReleaseError
 from training.blame import blame
 from training.data.readings import MOST_READ, READ_AT_ONCE
 from training.encoder_options import EncoderBits, EncoderDtype
@@ -54,7 +55,6 @@ def prepare(
 ) -> None:
     """Compute once what training needs of a file of choices, or of a server's choices and likes:
     latents, text states, readings."""
-    from ppd_serve.errors import ReleaseError
     from training.data.choice_set import NoChoices
     from training.data.choices import NoRows
     from training.data.sources import prepare_splits
@@ -76,9 +76,10 @@ def train(
     objective: Annotated[Literal["sft", "dpo", "kto", "rpo"], typer.Option()],
     conditioning: Annotated[Literal["none", "user"], typer.Option(help="PPD is dpo with user.")],
     out: Annotated[Path, typer.Option(help="Checkpoints, logs, report; resumed from.")],
-    recipe: Annotated[str, typer.Option(help="The constants; see training/recipes.py.")] = (
-        "studio-ppd"
-    ),
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The constants, see training/recipes.py; studio-ppd for `studio`."),
+    ] = None,
     data: Annotated[str, typer.Option(help="What `prepare` wrote, or: studio")] = "studio",
     release: Annotated[Path, typer.Option(help="Whose base and encoder.")] = DEFAULT_RELEASE,
     work: Path = WORK,
@@ -112,7 +113,6 @@ def train(
     """
     from pydantic import ValidationError
 
-    from ppd_serve.errors import ReleaseError
     from training.data.choice_set import NoChoices, is_prepared
     from training.recipes import recipe as named
     from training.run import STUDIO, Job, train_on_ray
@@ -127,10 +127,9 @@ def train(
         "steps": steps, "batch": batch, "micro_batch": micro_batch, "seed": seed, "bf16": bf16,
         "weights": weights, "utility": utility,
     }  # fmt: skip
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     try:
-        how = named(
-            recipe, objective, conditioning, **{k: v for k, v in chosen.items() if v is not None}
-        )
+        how = named(recipe or _own_recipe(release), objective, conditioning, **chosen)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "recipe"
@@ -302,6 +301,21 @@ def fit_transform(
     ship(release, encoder, transform, **how)
     typer.echo(f"{len(seen)} people's choices; {skipped.report()}")
     typer.echo(told_apart(encoder, transform, source(Skipped(), "dev"), readings))
+
+
+def _own_recipe(release: Path) -> str:
+    """Constants belong to a model: those of the studio's would not do for SDXL."""
+    from ppd_serve.release import load_release
+
+    with blame("--release", ReleaseError):
+        name = load_release(release).name
+    if name != "studio":
+        raise typer.BadParameter(
+            f"constants of {name} are not known here: name a recipe of its kind of model, such as "
+            "pickapic-sdxl-ppd",
+            param_hint="--recipe",
+        )
+    return "studio-ppd"
 
 
 def _named_value(said: str) -> tuple[str, Any]:

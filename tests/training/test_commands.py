@@ -80,6 +80,7 @@ def test_every_objective_runs_on_a_prepared_file(
 ) -> None:
     called(
         "train", "--objective", objective, "--conditioning", conditioning, "--data", data,
+        "--recipe", "studio-ppd",
         "--release", release, "--out", tmp_path, "--steps", 2, "--batch", 4,
     )  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())
@@ -105,6 +106,7 @@ def test_weights_and_utility_are_options(
 ) -> None:
     called(
         "train", "--objective", "kto", "--conditioning", "none", "--data", data,
+        "--recipe", "studio-ppd",
         "--release", release, "--out", tmp_path, "--steps", 1, "--batch", 4,
         "--weights", weights, "--utility", "loss_averse", "--set", "learning_rate=3e-4",
         "--set", "betas=[0.5,0.6]", "--set", "optimizer=adafactor",
@@ -126,7 +128,8 @@ def test_data_of_another_release_is_refused(
     def said(conditioning: str, release: Path) -> str:
         found = CliRunner().invoke(app, [
             "train", "--objective", "dpo", "--conditioning", conditioning, "--data", str(data),
-            "--release", str(release), "--out", str(tmp_path), "--steps", "1", "--batch", "2",
+            "--recipe", "studio-ppd", "--release", str(release), "--out", str(tmp_path),
+            "--steps", "1", "--batch", "2",
         ])  # fmt: skip
         assert found.exit_code == 2, found.output
         return " ".join(found.output.replace("│", " ").split())
@@ -141,6 +144,7 @@ def test_the_same_command_is_a_ray_train_job(tmp_path: Path, data: Path, release
     """Two workers end where one process ends."""
     arguments = (
         "train", "--objective", "rpo", "--conditioning", "user", "--data", data,
+        "--recipe", "studio-ppd",
         "--release", release, "--steps", 4, "--batch", 4,
     )  # fmt: skip
     called(*arguments, "--out", tmp_path / "one")
@@ -190,6 +194,8 @@ def test_a_wrong_word_is_named(tmp_path: Path) -> None:
         return " ".join(found.output.replace("│", " ").split())
 
     assert "studio-ppd" in said("--recipe", "studio")
+    other = make_tiny_release(tmp_path / "release").path
+    assert "constants of tiny are not known here" in said("--release", str(other))
     assert "steps" in said("--steps", "0")
     assert "prepare" in said("--data", str(tmp_path / "nowhere"))
     assert "lora" in said("--weights", "lore")
