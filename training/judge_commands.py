@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from PIL import Image
 
+from ppd_serve.preferences.pair_encoder import open_picture
 from training.blame import blame
 from training.data.readings import READ_AT_ONCE
 from training.encoder_options import EncoderBits, EncoderDtype
@@ -84,6 +87,38 @@ def judge_pictures(
     report["places"] = named | ({"vlm": vlm} if vlm is not None else {})
     write_pictures_report(report, out)
     typer.echo(pictures_markdown(report))
+
+
+@judges.command()
+def judge_style(
+    style: Annotated[str, typer.Option(help="Pictures of the style: a pattern, such as 'ink/*'.")],
+    pictures: Annotated[
+        list[str], typer.Option(help="Pictures to compare with it: a pattern; repeatable.")
+    ],
+    clip: Annotated[str, typer.Option(help="CLIPModel whose image tower looks: its place.")],
+    device: str = "cpu",
+) -> None:
+    """How near pictures come to a style: Fréchet's distance of CLIP's features (Diffusion-RPO)."""
+    from training.evaluate.alignment import style_alignment
+    from training.evaluate.scorers import load_scorer
+    from training.evaluate.scorers.clip import ClipScorer
+
+    with blame("--clip", ValueError):
+        scorer = load_scorer("clip", clip, device)
+    assert isinstance(scorer, ClipScorer)
+    wanted = _pictures(style)
+    for pattern in pictures:
+        with blame("--style or --pictures", ValueError):
+            found = style_alignment(scorer.features, _pictures(pattern), wanted)
+        typer.echo(
+            f"{pattern}: {found.distance:.4f} ({found.low:.4f} to {found.high:.4f}); of the style "
+            f"to itself {found.floor:.4f}; {found.count} pictures of each"
+        )
+
+
+def _pictures(pattern: str) -> list[Image.Image]:
+    with blame(pattern, OSError):
+        return [open_picture(Path(name).read_bytes()) for name in sorted(glob(pattern))]
 
 
 @judges.command()

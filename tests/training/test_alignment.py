@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.training.tiny_clip import make_tiny_clip, pictures
+from training.__main__ import app
 from training.data.world import AXES, TRAIN_CAPTIONS, render, sample_style
 from training.evaluate.alignment import aligned, frechet, frechet_of_normals, style_alignment
 from training.evaluate.scorers import load_scorer
@@ -110,6 +112,30 @@ def test_pictures_of_the_style_are_nearer_than_others() -> None:
     assert there.floor == half.floor == away.floor and there.count == 60
     assert there.distance == pytest.approx(there.floor, rel=0.5)
     assert away.distance > 10 * away.floor
+
+
+def test_by_command_any_pictures_against_any_style(tmp_path: Path) -> None:
+    clip = make_tiny_clip(tmp_path / "clip")
+    of = {"ink": pictures(12, seed=1), "near": pictures(6, seed=2)}
+    of["far"] = [image.point(lambda v: v // 4) for image in pictures(6, seed=3)]
+    for name, images in of.items():
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            image.save(tmp_path / name / f"{number}.png")
+
+    def said(*patterns: str, code: int = 0) -> str:
+        asked = [part for p in patterns for part in ("--pictures", str(tmp_path / p))]
+        command = ["judge-style", "--style", str(tmp_path / "ink/*"), "--clip", str(clip), *asked]
+        found = CliRunner().invoke(app, command)
+        assert found.exit_code == code, found.output
+        return found.output
+
+    lines = said("near/*", "far/*").splitlines()
+    near, far = (line for line in lines if " to itself " in line)
+    assert str(tmp_path / "near/*: ") in near and near.endswith("6 pictures of each")
+    distance = [float(line.split("/*: ")[1].split(" ")[0]) for line in (near, far)]
+    assert 0 < distance[0] < distance[1]
+    assert "pictures: 0 of 2" in " ".join(said("nothing/*", code=2).replace("│", " ").split())
 
 
 def test_with_clips_image_tower(tmp_path: Path) -> None:
