@@ -182,13 +182,14 @@ def tune(
     release: Path = DEFAULT_RELEASE,
     work: Path = WORK,
     users: int = 200,
+    scale: Annotated[list[float] | None, typer.Option(help="One to try; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also keep the figures, as JSON.")] = None,
 ) -> None:
     """Try preference scales on dev users; a release's default is chosen by this table."""
     from training.evaluate.report import scales_table
-    from training.evaluate.run import sweep_scales
+    from training.evaluate.run import SCALES, sweep_scales
 
-    found = sweep_scales(release, users=users, work=work)
+    found = sweep_scales(release, users=users, work=work, scales=tuple(scale or SCALES))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")

@@ -40,6 +40,7 @@ from training.evaluate.studio import (
 from training.evaluate.summary import compared, lead, summarise
 
 POOL_SIZE = 2000
+SCALES = (0.5, 1.0, 1.5, 2.0, 3.0)  # that are tried before a default is chosen
 CONTROLS = "controls.safetensors"  # where a taste known exactly lies in the embedding space
 POPULATION = "population.safetensors"  # the adapter trained on one constant for everybody
 _AT_ONCE = 512  # pictures that are drawn to be judged and forgotten
@@ -206,7 +207,7 @@ def sweep_scales(
     *,
     users: int = 200,
     work: Path = Path("runs/studio"),
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0),
+    scales: tuple[float, ...] = SCALES,
     pool_size: int = POOL_SIZE,
 ) -> dict[str, dict[str, Any]]:
     """Dev users at each ``preference_scale``: what the release's default is chosen by."""
