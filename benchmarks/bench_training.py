@@ -134,7 +134,8 @@ def take_turns(ours: Choices, plain: PlainLoop, directory: Path) -> Turns:
 
     stage = stage_of(run, "bench", directory)
     stage.loss, stage.save_every_s = loss, float("inf")
-    stage.run()
+    if not stage.run():
+        raise KeyboardInterrupt
     turns = len(found[OURS])
     spent = {what: s / turns for what, s in clocks[PLAIN].spent.items()}
     return Turns({name: times[1:turns] for name, times in found.items()}, spent)

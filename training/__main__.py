@@ -170,11 +170,12 @@ def evaluate(
     from training.evaluate.report import markdown, write_report
     from training.evaluate.run import evaluate as judge
 
-    report, outcomes, panel = judge(
-        release, split=split, users=users, side_users=side_users, work=work,
-        adherence_pictures=adherence_pictures, interpolation_pairs=interpolation_pairs,
-        against=against,
-    )  # fmt: skip
+    with blame("--release or --against", ReleaseError):
+        report, outcomes, panel = judge(
+            release, split=split, users=users, side_users=side_users, work=work,
+            adherence_pictures=adherence_pictures, interpolation_pairs=interpolation_pairs,
+            against=against,
+        )  # fmt: skip
     write_report(report, outcomes, panel.captions, out)
     typer.echo(markdown(report))
 

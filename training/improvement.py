@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from training.data.choice_set import Index
-from training.evaluate.statistics import Rate, clustered_mean, clustered_rate
+from training.evaluate.statistics import clustered_mean
 from training.stage import Metrics
 from training.train import Errors, PreferenceTraining
 
@@ -36,15 +36,18 @@ class Improvement:
     def interval(self) -> dict[str, float | None]:
         """What to expect of other people: the mean gain, and where it lies if others had been
         held out. Of one person alone nobody can say."""
+        return self._over_people(self.gain)
+
+    def accuracy(self) -> dict[str, float | None] | None:
+        """Likewise, how often the implicit reward sides with a person's choice."""
+        return None if self.right is None else self._over_people(self.right)
+
+    def _over_people(self, values: ArrayLike) -> dict[str, float | None]:
         batch = self.batch if self.shares else None
-        mean, low, high = clustered_mean(self.gain, self.user, batch)
+        mean, low, high = clustered_mean(values, self.user, batch)
         if self.people < 2:
             return {"mean": mean, "low": None, "high": None}
         return {"mean": mean, "low": low, "high": high}
-
-    def accuracy(self) -> Rate | None:
-        """How often the implicit reward sides with a person's choice, over people."""
-        return None if self.right is None else clustered_rate(self.right, self.user)
 
 
 def improvement(run: PreferenceTraining, batches: int, *, first_step: int = 1 << 30) -> Improvement:

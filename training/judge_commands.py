@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from glob import glob
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import typer
-from PIL import Image
+from numpy.typing import NDArray
+from rich.progress import track
 
 from ppd_serve.preferences.pair_encoder import open_picture
 from training.blame import blame
 from training.data.readings import READ_AT_ONCE
 from training.encoder_options import EncoderBits, EncoderDtype
 from training.studio_commands import DEFAULT_RELEASE, WORK
+
+if TYPE_CHECKING:
+    from training.evaluate.scorers.clip import ClipScorer
 
 judges = typer.Typer()
 
@@ -99,26 +104,33 @@ def judge_style(
     device: str = "cpu",
 ) -> None:
     """How near pictures come to a style: Fréchet's distance of CLIP's features (Diffusion-RPO)."""
-    from training.evaluate.alignment import style_alignment
+    from training.evaluate.alignment import aligned
     from training.evaluate.scorers import load_scorer
     from training.evaluate.scorers.clip import ClipScorer
 
     with blame("--clip", ValueError):
         scorer = load_scorer("clip", clip, device)
     assert isinstance(scorer, ClipScorer)
-    wanted = _pictures(style)
+    wanted = _seen(scorer, style, "--style", least=4)
     for pattern in pictures:
-        with blame("--style or --pictures", ValueError):
-            found = style_alignment(scorer.features, _pictures(pattern), wanted)
+        found = aligned(_seen(scorer, pattern, "--pictures", least=2), wanted)
         typer.echo(
             f"{pattern}: {found.distance:.4f} ({found.low:.4f} to {found.high:.4f}); of the style "
             f"to itself {found.floor:.4f}; {found.count} pictures of each"
         )
 
 
-def _pictures(pattern: str) -> list[Image.Image]:
-    with blame(pattern, OSError):
-        return [open_picture(Path(name).read_bytes()) for name in sorted(glob(pattern))]
+def _seen(scorer: ClipScorer, pattern: str, option: str, least: int) -> NDArray[np.float32]:
+    """Features of the pattern's pictures, ``[N, dim]``."""
+    files = [Path(name) for name in sorted(glob(pattern))]
+    if len(files) < least:
+        raise typer.BadParameter(
+            f"{pattern}: {len(files)} pictures, {least} are needed", param_hint=option
+        )
+    with blame(option, OSError):  # no picture, says Pillow
+        return np.concatenate(
+            [scorer.features([open_picture(file.read_bytes())]) for file in track(files)]
+        )
 
 
 @judges.command()

@@ -49,7 +49,7 @@ class Job:
 
 
 def train(job: Job, told_to_stop: Callable[[], bool] = lambda: False) -> bool:
-    """To the end, or to a SIGTERM; False if there is more to do. Resumes from ``out``, or
+    """To the end, or to a SIGTERM or Ctrl-C; False if there is more to do. Resumes from ``out``, or
     raises OtherRun if what is there comes of another recipe, base or data. ReleaseError for data
     that was prepared with another release."""
     PartialState(cpu=job.device == "cpu")
@@ -96,7 +96,9 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
         return None
     if not len(unseen):
         return None
-    plain = {"embedding_noise": 0.0, "known_until": None, "empty_prompts": 0.0}
+    plain = {
+        "embedding_noise": 0.0, "known_until": None, "empty_prompts": 0.0, "dropped_users": 0.0,
+    }  # fmt: skip
     how = job.recipe.model_copy(update={**plain, "batch": min(32, job.recipe.batch)})
     batches = int(np.clip(_DRAWS * len(unseen) // how.batch, *HELD_OUT_BATCHES))
     try:
@@ -107,7 +109,7 @@ def held_out(job: Job, release: Release, policy: Policy) -> dict[str, Any] | Non
     told = {"improvement": found.interval(), **found.stats,
             "people": found.people, "batches": batches, "batch": how.batch}  # fmt: skip
     if (accuracy := found.accuracy()) is not None:
-        told["implicit_accuracy"] = asdict(accuracy)
+        told["implicit_accuracy"] = accuracy
     return told
 
 
@@ -126,7 +128,7 @@ def write_new_release(
     assert adapter.path is not None
     policy.save_adapter(path / adapter.path, torch.float16)
     # Of the old adapter's choices and steps: no control of the new one.
-    (path / adapter.path).with_name(POPULATION).unlink(missing_ok=True)
+    (path / "adapter" / POPULATION).unlink(missing_ok=True)
     if (questions := release.manifest.questions) and questions.path:
         (path / questions.path).unlink()
     manifest = release.manifest.model_copy(

@@ -121,7 +121,7 @@ def bootstrap(
     if carry:
         typer.echo(f"{pack(work, carry) / 2**20:.0f} MiB to carry in {carry}")
     if unfinished:
-        typer.echo(f"out of time in {unfinished}: call again")
+        typer.echo(f"stopped and saved in {unfinished}: call again")
         raise typer.Exit(TO_BE_CONTINUED)
 
 

@@ -92,5 +92,6 @@ def _turns(run: PreferenceTraining, device: str) -> list[float]:
     with tempfile.TemporaryDirectory() as place:
         stage = stage_of(run, "bench", Path(place))
         stage.loss, stage.save_every_s = loss, float("inf")
-        stage.run()
+        if not stage.run():
+            raise KeyboardInterrupt
     return [after - before for before, after in pairwise(began[1:])]

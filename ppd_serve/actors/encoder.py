@@ -63,8 +63,8 @@ class Encoder:
                 f"the release's {found.embedding_space}: embeddings of two spaces never mix"
             )
         self._questioner = found.load_questioner()
-        width, height = found.defaults.sizes[0]
-        # As much as is ever read at once: a model with too few positions for it says so now.
+        # Four pairs of the largest size: a model with too few positions for them says so now.
+        width, height = max(found.defaults.sizes, key=lambda size: size[0] * size[1])
         warm = self._reader.embed([Pair("warm-up", *_two_pictures(width, height))] * CHUNK)
         if warm.embedding.shape != found.manifest.embedding_shape:
             raise ReleaseError(

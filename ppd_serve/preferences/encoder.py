@@ -143,11 +143,10 @@ class Encoder(PairEncoder):
         Raises ReleaseError for more tokens than the model has positions.
         """
         chunks = [[(self._harmless(text), w, x) for text, w, x in chunk] for chunk in chunks]
-        inputs = self._inputs(chunks)
-        start = inputs["input_ids"].shape[1]
         writes = self.config.profile == "write" or self.config.position == "after_profile"
         more = self.config.max_profile_tokens if writes else 1
-        self._refuse_longer(start + more)
+        inputs = self._fitting(chunks, more)
+        start = inputs["input_ids"].shape[1]
         output = self.model.generate(
             **inputs,
             do_sample=False,
@@ -177,14 +176,26 @@ class Encoder(PairEncoder):
             self.model,
         )
 
-    def _refuse_longer(self, tokens: int) -> None:
-        """Beyond its positions a model reads on without a word, and badly, or crashes the GPU."""
+    def _fitting(self, chunks: Sequence[Sequence[Choice]], more: int) -> dict[str, torch.Tensor]:
+        """Inputs that leave ``more`` positions to write in; beyond its positions a model reads on
+        without a word, and badly, or crashes the GPU. A chunk that is too long by its captions is
+        read without them: the pictures matter more."""
+        inputs = self._inputs(chunks)
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if most is not None and tokens > most:
+        if most is None or inputs["input_ids"].shape[1] + more <= most:
+            return inputs
+        long = (inputs["attention_mask"].sum(1) + more > most).tolist()
+        bare = [[("", w, x) for _, w, x in chunk] for chunk in chunks]
+        inputs = self._inputs(
+            [b if cut else chunk for chunk, b, cut in zip(chunks, bare, long, strict=True)]
+        )
+        if (tokens := inputs["input_ids"].shape[1] + more) > most:
             raise ReleaseError(
                 f"encoder: {CHUNK} pairs and a profile are {tokens} tokens, of which the model "
-                f"reads {most}: let it see fewer picture_pixels, or write fewer max_profile_tokens"
+                f"reads {most}: let it see fewer picture_pixels, write fewer max_profile_tokens, "
+                "or take a model that reads more"
             )
+        return inputs
 
     def _length(self, written: torch.Tensor) -> int:
         """Of one text in a batch, which goes on until the longest is done: to its own end."""

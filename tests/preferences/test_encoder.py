@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -17,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ppd_serve.errors import ReleaseError
 from ppd_serve.preferences.encoder import Encoder, EncoderConfig, embedding_space
+from ppd_serve.preferences.pair_encoder import open_picture
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.preferences.picture_states import PARTS
 from ppd_serve.preferences.prompt import Choice
@@ -46,6 +48,10 @@ def pairs() -> list[Pair]:
 
 def as_pair(choice: Choice, prompt: str) -> Pair:
     return Pair(prompt, png(choice[1]), png(choice[2]))
+
+
+def as_choices(pairs: list[Pair]) -> list[Choice]:
+    return [(p.prompt, open_picture(p.preferred), open_picture(p.rejected)) for p in pairs]
 
 
 def png(image: Image.Image) -> bytes:
@@ -389,6 +395,17 @@ def test_what_is_longer_than_the_model_reads_is_refused(llava: Path, pairs: list
     encoder.model.config.text_config.max_position_embeddings = 500
     with pytest.raises(ReleaseError, match=r"tokens, of which the model reads 500.*pixels"):
         encoder.embed(pairs[:4])
+    # Long by its captions alone, a chunk is read without them, and so are no others beside it.
+    bare = [dataclasses.replace(pair, prompt="") for pair in pairs[:4]]
+    long = [dataclasses.replace(pair, prompt="a very long caption " * 9) for pair in pairs[:4]]
+    room = encoder._inputs([[("", *c[1:]) for c in as_choices(bare)]])["input_ids"].shape[1] + 4
+    encoder.model.config.text_config.max_position_embeddings = room + 40
+    short = [dataclasses.replace(pair, prompt="b") for pair in pairs[4:8]]
+    together = encoder.embed_all([long, short])
+    fresh = Encoder.load(llava)
+    np.testing.assert_allclose(together[0].embedding, fresh.embed(bare).embedding, atol=1e-5)
+    np.testing.assert_allclose(together[1].embedding, fresh.embed(short).embedding, atol=1e-5)
+    assert np.abs(together[0].embedding - fresh.embed(long).embedding).max() > 1e-3
     encoder.model.config.text_config.max_position_embeddings = read
     assert np.isfinite(encoder.embed(pairs[:4]).embedding).all()
 

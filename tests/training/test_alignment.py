@@ -135,7 +135,9 @@ def test_by_command_any_pictures_against_any_style(tmp_path: Path) -> None:
     assert str(tmp_path / "near/*: ") in near and near.endswith("6 pictures of each")
     distance = [float(line.split("/*: ")[1].split(" ")[0]) for line in (near, far)]
     assert 0 < distance[0] < distance[1]
-    assert "pictures: 0 of 2" in " ".join(said("nothing/*", code=2).replace("│", " ").split())
+    assert "nothing/*: 0 pictures, 2 are needed" in " ".join(
+        said("nothing/*", code=2).replace("│", " ").split()
+    )
 
 
 def test_with_clips_image_tower(tmp_path: Path) -> None:

@@ -166,7 +166,10 @@ def test_rows_that_are_none_are_named(tmp_path: Path, release: Path, command: st
     pq.write_table(table, lacking)
     into = [] if command.startswith("fit") else ["--out", str(tmp_path)]
     into += ["--scorer", "pickscore=nowhere"] if command.startswith("judge") else []
-    for place, said in ((lacking, "no column jpg_1"), (tmp_path / "x.jsonl", "no Parquet file")):
+    for place, said in (
+        (lacking, "no column jpg_1"),
+        (tmp_path / "x.jsonl", "cannot be read as Parquet files"),
+    ):
         found = CliRunner().invoke(
             app, [command, "--rows", str(place), "--release", str(release), *into]
         )

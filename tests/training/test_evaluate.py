@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from ppd_serve.release import load_release, write_release
 from training.evaluate import interpolation
 from training.evaluate.report import write_report
 from training.evaluate.run import evaluate
@@ -19,10 +22,15 @@ RELEASE = Path("ppd_serve/assets/studio")
 
 def test_every_figure_is_taken_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpolation, "PICTURES", 1)
+    silent = tmp_path / "silent"  # draws the base, whoever asks
+    shutil.copytree(RELEASE, silent)
+    weights = silent / "adapter" / "ip_adapter.safetensors"
+    save_file({k: np.zeros_like(v) for k, v in load_file(weights).items()}, weights)
+    write_release(silent, load_release(RELEASE).manifest.model_copy(update={"version": "0"}))
 
     report, outcomes, panel = evaluate(
         RELEASE, split="dev", users=4, side_users=2, work=tmp_path, pairs=(1,), scales=(0.0,),
-        pool_size=120, adherence_pictures=6, interpolation_pairs=1, against=RELEASE,
+        pool_size=120, adherence_pictures=6, interpolation_pairs=1, against=silent,
     )  # fmt: skip
     write_report(report, outcomes, panel.captions, tmp_path / "report")
 
@@ -39,9 +47,11 @@ def test_every_figure_is_taken_and_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert report["interpolation"]["pairs"] == 1
     assert len(report["interpolation"]["mean_reward"]) == 5
     assert report["artefacts"]["base"] > 0
-    itself = report["against"]  # draws the same pictures
-    assert itself["beaten"]["value"] == 0.5 and itself["minus"]["value"] == 0
-    assert itself["release"].startswith("studio ")
+    over_base = report["conditions"]["personal"]
+    found = report["against"]
+    assert found["release"] == "studio 0" and found["beaten"] == over_base["win_rate"]
+    assert found["minus"]["value"] == over_base["win_rate"]["value"] - 0.5
+    assert found["content"] == over_base["content"]
     page = (tmp_path / "report" / "report.md").read_text()
     for told in (
         "adherence, personal", "users found again", "artefact score", "between two users",

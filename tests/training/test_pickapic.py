@@ -157,7 +157,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing.parquet"
     for source in (missing, [missing], "nobody/missing", lines, tmp_path / "empty"):
         place = source[0] if isinstance(source, list) else source
-        with pytest.raises(NoRows, match=f"{place}.*no Parquet file is found here"):
+        with pytest.raises(NoRows, match=f"{place}.*cannot be read as Parquet files"):
             read(source)
 
 

@@ -50,7 +50,7 @@ class PickAPic:
     split: str = "train"
 
     def check(self) -> None:
-        """Raises NoRows for a source that is not there, is no Parquet or lacks a column."""
+        """Raises NoRows for a source that cannot be reached, is no Parquet or lacks a column."""
         self._columns()
 
     def choices(
@@ -131,8 +131,8 @@ class PickAPic:
         """The types of the source's columns, by name."""
         try:
             present = self._load(on_bad_files="skip").features
-        except (OSError, ValueError, TypeError) as error:
-            raise NoRows(f"{self.source}: no Parquet file is found here ({error})") from None
+        except (OSError, ValueError, TypeError) as error:  # TypeError: of another kind of file
+            raise NoRows(f"{self.source}: cannot be read as Parquet files: {error}") from error
         if missing := sorted({*NEEDED, *PICTURES} - set(present)):
             raise NoRows(f"{self.source}: no column {', '.join(missing)}")
         return dict(present)

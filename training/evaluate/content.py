@@ -104,7 +104,9 @@ def main(work: Path = Path("runs/studio")) -> None:
     """Train the judge again. Its weights are part of the world's fingerprint: figures before and
     after do not compare."""
     judge = ContentJudge()
-    content_stage(judge, load_pool(work / "pool", "content", 6000), work, steps=1200).run()
+    stage = content_stage(judge, load_pool(work / "pool", "content", 6000), work, steps=1200)
+    if not stage.run():
+        raise SystemExit("interrupted and saved: call again")
     save_judge(judge.eval())
     fresh = load_pool(work / "pool", "test", 2000)
     right = content_right(load_judge(), fresh.images, fresh.captions).mean(0)

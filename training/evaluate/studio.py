@@ -24,6 +24,7 @@ from ppd_serve.preferences.pair_encoder import PairEncoder
 from ppd_serve.preferences.pairs import Pair
 from ppd_serve.release import Release
 from training.data.bayes import Prior
+from training.data.fingerprint import FROZEN, fingerprint
 from training.data.judge import scores
 from training.data.pool import PairSampler, Pool, load_pool
 from training.data.rows import pair_of, studio_rows
@@ -79,7 +80,10 @@ def new_panel(split: str, count: int, pool: Pool) -> Panel:
 
 
 def panel_of(work: Path, split: str, count: int, pool_size: int) -> Panel:
-    """A split's users over the pool that its choices come from; painted if it is not there."""
+    """A split's users over the pool that its choices come from; painted if it is not there, and
+    only in the world that figures speak of (SystemExit)."""
+    if fingerprint() != FROZEN:
+        raise SystemExit("the studio world has changed since it was frozen: no figure would count")
     return new_panel(split, count, load_pool(work / "pool", _POOLS.get(split, split), pool_size))
 
 
