@@ -176,7 +176,7 @@ def evaluate(
             adherence_pictures=adherence_pictures, interpolation_pairs=interpolation_pairs,
             against=against,
         )  # fmt: skip
-    write_report(report, outcomes, panel.captions, out)
+    write_report(report, outcomes, panel, out)
     typer.echo(markdown(report))
 
 

@@ -182,7 +182,7 @@ class Bootstrap(BackboneStages, EncoderStages):
             release, split="dev", users=users, side_users=users, work=self.work,
             pool_size=self.budget.dev_pool, full=False,
         )  # fmt: skip
-        write_report(found, outcomes, panel.captions, self.work / "report")
+        write_report(found, outcomes, panel, self.work / "report")
         return markdown(found)
 
     def controls(self) -> dict[str, np.ndarray]:

@@ -66,18 +66,21 @@ def strip(pairs: Sequence[PairShown], side: int = 128) -> Picture:
 
 
 def grid(columns: Sequence[str], rows: Sequence[Row], side: int = 192) -> Picture:
-    """Headings over columns, labels left of rows. Raises ValueError unless every row is full."""
+    """Headings over columns, labels left of rows, which are as high as the longest label wants.
+    Raises ValueError unless every row is full."""
     if any(len(row.pictures) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one per column")
     pitch = side + GAP
     lines = max(len(_wrapped(heading, TEXT, side)) for heading in columns)
     top = lines * _line(TEXT) + GAP
-    block = _paper(LABEL_WIDTH + len(columns) * pitch - GAP, top + len(rows) * pitch - GAP)
+    told = max((len(_wrapped(row.label, TEXT, LABEL_WIDTH - GAP)) for row in rows), default=0)
+    high = max(pitch, told * _line(TEXT) + GAP)
+    block = _paper(LABEL_WIDTH + len(columns) * pitch - GAP, top + len(rows) * high - GAP)
     draw = ImageDraw.Draw(block)
     for index, heading in enumerate(columns):
         _write(draw, (LABEL_WIDTH + index * pitch, 0), heading, TEXT, side)
     for line, row in enumerate(rows):
-        y = top + line * pitch
+        y = top + line * high
         _write(draw, (0, y), row.label, TEXT, LABEL_WIDTH - GAP)
         for index, picture in enumerate(row.pictures):
             block.paste(_fit(picture, side), (LABEL_WIDTH + index * pitch, y))

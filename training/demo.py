@@ -37,6 +37,7 @@ from training.data.world import (
 )
 from training.evaluate.statistics import Rate, win_rate
 from training.local_server import ServerFailed, local_server
+from training.taste_words import in_words
 
 Pixels = NDArray[np.uint8]
 Users = Mapping[str, float]
@@ -53,16 +54,6 @@ COLUMNS: dict[str, Users] = {
     "half and half": {PERSON: 0.5, OPPOSITE: 0.5},
     "mostly the opposite (1/4 and 3/4)": {PERSON: 0.25, OPPOSITE: 0.75},
     "the opposite person": {OPPOSITE: 1.0},
-}
-_WORDS = {
-    "warmth": ("warm light", "cool light"),
-    "brightness": ("bright pictures", "dark pictures"),
-    "colour": ("strong colours", "muted colours"),
-    "outline": ("bold outlines", "no outlines"),
-    "hatching": ("hatching", "smooth surfaces"),
-    "confetti": ("confetti", "no confetti"),
-    "vignette": ("dark corners", "light corners"),
-    "frame": ("wide frames", "no frame"),
 }
 # What is seen at a glance in a small picture; the others want a closer look.
 _AT_A_GLANCE = [AXES.index(a) for a in ("warmth", "brightness", "colour", "vignette", "frame")]
@@ -109,13 +100,6 @@ def visible_person() -> Tastes:
 def opposite(taste: Tastes) -> Tastes:
     """Likes whatever ``taste`` dislikes, as strongly."""
     return Tastes(-taste.weight, -taste.curvature, taste.level)
-
-
-def in_words(taste: Tastes) -> str:
-    """One person's linear wishes, the strongest first."""
-    weight = taste.weight[0]
-    order = [i for i in np.argsort(-np.abs(weight), kind="stable") if weight[i]]
-    return " and ".join(_WORDS[AXES[i]][0 if weight[i] > 0 else 1] for i in order)
 
 
 def choose(taste: Tastes, seed: int, count: int = CHOICES) -> list[Choice]:

@@ -58,6 +58,14 @@ def test_headings_wrap_inside_their_column() -> None:
     assert two.height > one.height
 
 
+def test_the_longest_label_is_written_to_its_end() -> None:
+    words = "a label that goes on and on " * 4
+    short, long = (grid(["one"], [Row(text, [plain(RED)])] * 2, 40) for text in ("short", words))
+    assert long.height > short.height
+    last = np.asarray(long)[-20:, :LABEL_WIDTH]
+    assert (last < 128).any()  # ink
+
+
 @pytest.mark.parametrize("preferred", [0, 1])
 def test_only_the_preferred_picture_of_a_pair_is_framed(preferred: int) -> None:
     side = 32

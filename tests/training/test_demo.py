@@ -14,6 +14,7 @@ from training.data.judge import scores
 from training.data.users import Tastes, people
 from training.data.world import AXES, HELD_OUT_CAPTIONS, TRAIN_CAPTIONS, render
 from training.local_server import free_port
+from training.taste_words import WORDS, in_words
 
 
 def likes(**weights: float) -> Tastes:
@@ -40,9 +41,10 @@ def test_the_opposite_feels_exactly_the_contrary() -> None:
 
 
 def test_a_taste_is_told_in_words_the_strongest_wish_first() -> None:
-    assert demo.in_words(likes(frame=0.5, warmth=0.8)) == "warm light and wide frames"
-    assert demo.in_words(likes(frame=-0.9, warmth=-0.4)) == "no frame and cool light"
-    assert set(demo._WORDS) == set(AXES)
+    assert in_words(likes(frame=0.5, warmth=0.8)) == "warm light and wide frames"
+    assert in_words(likes(frame=-0.9, warmth=-0.4)) == "no frame and cool light"
+    assert in_words(likes(frame=-0.9, warmth=-0.4), most=1) == "no frame"
+    assert set(WORDS) == set(AXES)
 
 
 def test_choices_are_on_training_captions_and_mostly_to_the_taste() -> None:

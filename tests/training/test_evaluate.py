@@ -32,7 +32,7 @@ def test_every_figure_is_taken_and_told(tmp_path: Path, monkeypatch: pytest.Monk
         RELEASE, split="dev", users=4, side_users=2, work=tmp_path, pairs=(1,), scales=(0.0,),
         pool_size=120, adherence_pictures=6, interpolation_pairs=1, against=silent,
     )  # fmt: skip
-    write_report(report, outcomes, panel.captions, tmp_path / "report")
+    write_report(report, outcomes, panel, tmp_path / "report")
 
     assert set(report["conditions"]) == {
         "personal", "mismatched", "1 pairs", "scale 0", "population", "true taste",

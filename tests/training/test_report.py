@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.studio import small_pool
 from training.evaluate.report import scales_table, write_report
-from training.evaluate.studio import Outcome
+from training.evaluate.studio import Outcome, new_panel
 from training.evaluate.summary import compared
 
 
@@ -40,7 +41,7 @@ def test_a_side_condition_may_be_shorter(tmp_path: Path, side: int) -> None:
     }
     outcomes = {"base": outcome(12), "personal": outcome(12), "true taste": outcome(side)}
 
-    write_report(report, outcomes, np.zeros(12, np.int64), tmp_path)
+    write_report(report, outcomes, new_panel("dev", 12, small_pool(40)), tmp_path)
 
     assert json.loads((tmp_path / "report.json").read_text())["users"] == 12
     page = (tmp_path / "report.md").read_text()

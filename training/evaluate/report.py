@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from training.contact_sheet import Row, grid, stack
 from training.data.world import CAPTIONS
-from training.evaluate.studio import Outcome
+from training.evaluate.studio import Outcome, Panel
+from training.taste_words import in_words
 
 _PARTS = ("subject", "setting", "size")
+_WISHES = 2  # of a user, beside their pictures
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -149,10 +149,11 @@ def _points(found: dict[str, Any]) -> str:
 def write_report(
     report: dict[str, Any],
     outcomes: dict[str, Outcome],
-    panel_captions: NDArray[np.int64],
+    panel: Panel,
     out: Path,
 ) -> None:
-    """``report.json``, ``report.md`` and a contact sheet of the first users."""
+    """``report.json``, ``report.md`` and a contact sheet of the first users, with what each likes
+    most."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(markdown(report))
@@ -160,7 +161,7 @@ def write_report(
     shown = min(10, *(len(outcomes[name].images) for name in names))  # side conditions are shorter
     rows = [
         Row(
-            str(CAPTIONS[panel_captions[user]]),
+            f"{CAPTIONS[panel.captions[user]]}; likes {in_words(panel.tastes[[user]], _WISHES)}",
             [Image.fromarray(outcomes[name].images[user]) for name in names],
         )
         for user in range(shown)
