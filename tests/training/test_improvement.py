@@ -89,6 +89,18 @@ def test_the_gate_counts_who_is_sided_with(better: float, expected: float) -> No
     assert (found.value, found.count) == (expected, 24) and found.low < found.high
 
 
+def test_held_out_people_are_all_known(tmp_path: Path) -> None:
+    """Some are dropped in training; what is told of others is told of their own embeddings."""
+    planted_choices(planted_backbone(), people=4, pairs=40).save(tmp_path / "data" / "dev")
+    release, found = make_tiny_release(tmp_path / "release"), []
+    for dropped in (0.0, 0.9):
+        run = training(recipe("dpo", "user", weights="lora", dropped_users=dropped), awake=True)
+        job = Job(run.recipe, str(tmp_path / "data"), release.path, tmp_path, tmp_path)
+        found.append(held_out(job, release, run.policy))
+    assert found[0] is not None and found[0] == found[1]
+    assert found[0]["improvement"]["mean"] != 0
+
+
 def test_of_one_person_there_is_no_interval(tmp_path: Path) -> None:
     run = training(recipe("dpo", "none"), awake=True)
     planted_choices(planted_backbone(), people=1, pairs=20).save(tmp_path / "data" / "dev")
