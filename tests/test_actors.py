@@ -241,7 +241,7 @@ async def test_an_encoder_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch) ->
     read = await reading
     assert (read.values[0, 0], read.profile, read.bits) == (9, "warm", None)
     await part.beat()
-    assert reader.read == [1, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
+    assert reader.read == [4, 4, 4, 1, 9]  # the warm-up, the chunks, then all that is remembered
     beat = await part.beat()
     assert beat.figures == {"chunk_hits": 0, "chunk_misses": 3}
 
