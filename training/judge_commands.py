@@ -73,10 +73,11 @@ def judge_pictures(
     if not scorer and vlm is None:
         raise typer.BadParameter("at least one judge is needed", param_hint="--scorer or --vlm")
     source = PickAPic(rows, revision)
-    with blame("--rows", NoRows):  # before anything is drawn, as the judges
+    with blame("--scorer", ValueError):  # what costs least first, and all before a picture is drawn
+        named = named_scorers(scorer or [])
+    with blame("--rows", NoRows):
         source.check()
     with blame("--scorer", ValueError):
-        named = named_scorers(scorer or [])
         scorers = {name: load_scorer(name, place, device) for name, place in named.items()}
     asked = None
     if vlm is not None:

@@ -79,7 +79,7 @@ def test_the_command_says_what_differs_and_leaves_everything(
             [str(a) for a in (
                 "train", "--objective", "dpo", "--conditioning", "user", "--data",
                 tmp_path / "data", "--release", release.path, "--out", out, "--steps", 2,
-                "--batch", 4, *more,
+                "--batch", 4, "--recipe", "studio-ppd", *more,
             )],
         )  # fmt: skip
         return found.exit_code, " ".join(found.output.replace("│", " ").split())

@@ -150,6 +150,7 @@ def test_a_servers_likes_come_to_training_by_the_commands(
     called(
         "train", "--objective", "kto", "--conditioning", "user", "--data", tmp_path / "data",
         "--release", release.path, "--out", tmp_path / "out", "--steps", 2, "--batch", 4,
+        "--recipe", "studio-ppd",
     )  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert np.isfinite(report["held_out"]["improvement"]["mean"])

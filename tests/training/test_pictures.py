@@ -321,10 +321,12 @@ def test_nobody_to_judge_for_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
-def test_wrong_words_are_named_before_anything_is_read(tmp_path: Path) -> None:
+def test_wrong_words_are_named_before_anything_is_drawn(tmp_path: Path) -> None:
+    rows = write_shard(tmp_path / "rows.parquet", [row(n) for n in range(4)])
+
     def said(*more: str) -> str:
-        nowhere = ["--rows", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
-        found = CliRunner().invoke(app, ["judge-pictures", *nowhere, *more])
+        common = ["--rows", str(rows), "--out", str(tmp_path / "out")]
+        found = CliRunner().invoke(app, ["judge-pictures", *common, *more])
         assert found.exit_code == 2
         return " ".join(found.output.replace("│", " ").split())
 

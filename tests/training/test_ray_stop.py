@@ -40,7 +40,7 @@ def test_sigterm_to_a_ray_job_leaves_a_checkpoint(tmp_path: Path) -> None:
                 sys.executable, "-m", "training", "train", "--objective", "dpo",
                 "--conditioning", "user", "--data", str(tmp_path / "data"), "--out", str(out),
                 "--release", str(release.path), "--steps", "100000", "--batch", "4",
-                "--workers", "2", *more,
+                "--workers", "2", "--recipe", "studio-ppd", *more,
             ],
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
